@@ -1,0 +1,32 @@
+# `make test` and `make demo` work from a bare clone: each makes its own virtual environment.
+# A machine without a GPU needs no CUDA build of torch; TORCH=torch takes the newest one.
+PYTHON ?= python3.11
+VENV ?= .venv
+TORCH ?= torch==2.13.0
+
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: test lint demo clean
+
+test: lint
+	$(BIN)/python -m pytest
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+demo: $(READY)
+	$(BIN)/dreamflow image "a red and blue striped duck, seen from the front, on a white background" --out demo-out
+	@echo "the pictures are in demo-out"
+
+$(READY): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet "$(TORCH)"
+	$(BIN)/pip install --quiet --editable ".[headless,test]"
+	touch $(READY)
+
+clean:
+	rm -rf $(VENV) demo-out

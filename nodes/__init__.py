@@ -1,0 +1,17 @@
+"""The nodes: the only part of the pack that imports comfy. Thin over `dreamflow_core`."""
+
+from __future__ import annotations
+
+from comfy_api.latest import ComfyExtension, io
+
+
+class DreamFlowExtension(ComfyExtension):
+    """What ComfyUI asks for the pack's nodes."""
+
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        return []
+
+
+async def comfy_entrypoint() -> DreamFlowExtension:
+    """ComfyUI's V3 entry point."""
+    return DreamFlowExtension()
