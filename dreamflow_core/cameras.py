@@ -1,0 +1,90 @@
+"""Cameras that look at the origin.
+
+Conventions, stated once for the whole project: right-handed, Y up, as in glTF. Angles are degrees.
+Azimuth 0 is the front (camera on +Z, looking along -Z) and grows towards +X; elevation grows
+towards +Y. Images have their first row at the top. Positions are in scene units; a scene fits in
+the unit sphere around the origin.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+VIEW_NAMES = ("front", "side", "back", "overhead", "below")
+
+OVERHEAD_ELEVATION = 35.0
+"""A view from higher than this is named overhead, whatever its azimuth."""
+BELOW_ELEVATION = -15.0
+"""A view from lower than this is named below, whatever its azimuth."""
+
+
+@dataclass(frozen=True)
+class Cameras:
+    """A batch of B pinhole cameras that look at the origin with +Y up.
+
+    Attributes:
+        azimuth: (B,) degrees, 0 at the front (+Z), growing towards +X.
+        elevation: (B,) degrees in (-90, 90).
+        radius: (B,) distance from the origin in scene units.
+        fov: (B,) vertical field of view in degrees; images are square.
+    """
+
+    azimuth: Tensor
+    elevation: Tensor
+    radius: Tensor
+    fov: Tensor
+
+    def __len__(self) -> int:
+        return len(self.azimuth)
+
+    def __getitem__(self, index) -> Cameras:
+        return Cameras(self.azimuth[index], self.elevation[index], self.radius[index], self.fov[index])
+
+    def position(self) -> Tensor:
+        """Camera centres, (B, 3)."""
+        azimuth, elevation = torch.deg2rad(self.azimuth), torch.deg2rad(self.elevation)
+        direction = torch.stack(
+            [elevation.cos() * azimuth.sin(), elevation.sin(), elevation.cos() * azimuth.cos()], dim=-1
+        )
+        return self.radius[:, None] * direction
+
+    def axes(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Right, up and backward (away from the origin) unit vectors, each (B, 3)."""
+        backward = torch.nn.functional.normalize(self.position(), dim=-1)
+        world_up = torch.tensor([0.0, 1.0, 0.0], device=backward.device).expand_as(backward)
+        right = torch.nn.functional.normalize(torch.linalg.cross(world_up, backward), dim=-1)
+        return right, torch.linalg.cross(backward, right), backward
+
+    def rays(self, size: int) -> tuple[Tensor, Tensor]:
+        """Ray origins and unit directions through pixel centres, each (B, size, size, 3)."""
+        right, up, backward = self.axes()
+        grid = (torch.arange(size, device=right.device) + 0.5) / size * 2 - 1
+        extent = torch.tan(torch.deg2rad(self.fov) / 2)[:, None, None, None]
+        x, y = grid[None, None, :, None] * extent, -grid[None, :, None, None] * extent
+        right, up, backward = (axis[:, None, None, :] for axis in (right, up, backward))
+        directions = torch.nn.functional.normalize(x * right + y * up - backward, dim=-1)
+        return self.position()[:, None, None, :].expand_as(directions), directions
+
+    def view_names(self) -> list[str]:
+        """The name in `VIEW_NAMES` of each view."""
+        return [view_name(a, e) for a, e in zip(self.azimuth.tolist(), self.elevation.tolist())]
+
+
+def view_name(azimuth: float, elevation: float) -> str:
+    """Name in `VIEW_NAMES` of the view from this direction (degrees)."""
+    if elevation > OVERHEAD_ELEVATION:
+        return "overhead"
+    if elevation < BELOW_ELEVATION:
+        return "below"
+    off_front = abs((azimuth + 180.0) % 360.0 - 180.0)
+    return "front" if off_front <= 45.0 else "back" if off_front >= 135.0 else "side"
+
+
+def orbit(views: int, elevation: float, radius: float, fov: float) -> Cameras:
+    """`views` cameras evenly around the Y axis, the first at the front."""
+    azimuth = torch.arange(views) * (360.0 / views)
+    constant = torch.ones(views)
+    return Cameras(azimuth, elevation * constant, radius * constant, fov * constant)

@@ -1,0 +1,47 @@
+"""The simplest scene: bare images or latents, without a camera."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..cameras import Cameras
+from .scene import Render
+
+
+class ImageScene:
+    """A batch of images, each a scene of its own under the same prompt.
+
+    Args:
+        values: (B, C, h, w) latents, or (B, 3, H, W) pixels in [0, 1] if `pixels`.
+        pixels: whether the prior has to encode the values.
+        learning_rate: None moves the values by Delta itself (plain gradient descent with step 1), which
+            is the flow; a number uses Adam with that rate, which is what VSD and SDS are used with.
+    """
+
+    def __init__(self, values: Tensor, *, pixels: bool = False, learning_rate: float | None = None):
+        self.values = values.clone().requires_grad_(True)
+        self.pixels = pixels
+        self.optimiser: torch.optim.Optimizer
+        if learning_rate is None:
+            self.optimiser = torch.optim.SGD([self.values], lr=1.0)
+        else:
+            self.optimiser = torch.optim.Adam([self.values], lr=learning_rate, betas=(0.9, 0.99))
+
+    def sample_views(self, generator: torch.Generator) -> None:
+        return None
+
+    def render(self, views: Cameras | None) -> Render:
+        return Render(self.values, encoded=not self.pixels)
+
+    def regularise(self, render: Render) -> dict[str, Tensor]:
+        return {}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"values": self.values.detach()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        with torch.no_grad():
+            self.values.copy_(state["values"])

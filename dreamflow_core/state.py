@@ -1,0 +1,92 @@
+"""Saving and loading nested state as one safetensors file.
+
+State is dicts, lists, numbers, strings and tensors; what is not a tensor travels as JSON in the file's
+metadata. Files are written beside their place and renamed, so none is ever half-written.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import zlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+_TENSOR = "tensor:"
+_FORMAT = "dreamflow-state"
+
+
+class BadFile(ValueError):
+    """A file is not what it should be; the message says which file and why."""
+
+
+def make_generator(seed: int, purpose: str) -> torch.Generator:
+    """A CPU generator for one purpose ("noise", "cameras"...), independent of the others."""
+    # A CPU generator takes in 32 bits of its seed and ignores the others.
+    return torch.Generator().manual_seed(zlib.crc32(f"{seed}/{purpose}".encode()))
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a whole file or none of it, making its folder if need be."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    part.write_bytes(data)
+    os.replace(part, path)
+
+
+def save_state(path: Path, state: dict[str, Any]) -> None:
+    """Write `state`. Dict keys are strings or ints."""
+    tensors: dict[str, Tensor] = {}
+    tree = _pack(state, tensors)
+    write_bytes(path, save(tensors, {"format": _FORMAT, "tree": json.dumps(tree)}))
+
+
+def load_state(path: Path) -> dict[str, Any]:
+    """Read what `save_state` wrote, tensors on the CPU.
+
+    Raises:
+        BadFile: the file is missing, broken, or not one of ours.
+    """
+    if not path.is_file():
+        raise BadFile(f"there is no file {path}")
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("format") != _FORMAT:
+                raise BadFile(f"{path} is not a saved state of DreamFlow")
+            return _unpack(json.loads(metadata["tree"]), file)
+    except SafetensorError as error:
+        raise BadFile(f"{path} is broken: {error}") from error
+
+
+def _pack(value: Any, tensors: dict[str, Tensor]) -> Any:
+    if isinstance(value, Tensor):
+        name = str(len(tensors))
+        # A clone, so that tensors sharing memory become tensors of their own.
+        tensors[name] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
+        return _TENSOR + name
+    if isinstance(value, dict):
+        return {f"{type(k).__name__}:{k}": _pack(v, tensors) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_pack(v, tensors) for v in value]
+    return value
+
+
+def _unpack(value: Any, file: Any) -> Any:
+    if isinstance(value, str) and value.startswith(_TENSOR):
+        return file.get_tensor(value.removeprefix(_TENSOR))
+    if isinstance(value, dict):
+        return {_key(k): _unpack(v, file) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_unpack(v, file) for v in value]
+    return value
+
+
+def _key(packed: str) -> str | int:
+    kind, _, key = packed.partition(":")
+    return int(key) if kind == "int" else key
