@@ -1,0 +1,235 @@
+"""The demo denoiser: a small text-conditional U-Net on pixels with EDM preconditioning.
+
+Latents are RGB pixels in [-1, 1]. Preconditioning: Karras et al. 2022 (arXiv 2206.00364), Table 1.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from ..parameterisation import edm
+from ..state import BadFile, write_bytes
+from .vocabulary import SLOTS, Description
+
+SIGMA_DATA = 0.5
+_FORMAT = "dreamflow-demo"
+WEIGHTS = Path(__file__).with_name("weights")
+MODELS = {"demo": WEIGHTS / "demo-base.safetensors", "demo-refiner": WEIGHTS / "demo-refiner.safetensors"}
+"""Weights of the bundled models by the name that `--model` takes."""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Size of a demo model.
+
+    Attributes:
+        size: images are size x size pixels.
+        patch: pixels per cell of the finest feature grid.
+        channels: feature channels at the finest grid and at each halving below it.
+        encoder_blocks: residual blocks per level on the way down.
+        decoder_blocks: residual blocks per level on the way up.
+        embedding: width of the conditioning vector.
+        token: width of a word embedding.
+        sigma_min, sigma_max: the noise levels it was trained for.
+    """
+
+    size: int
+    patch: int
+    channels: tuple[int, ...]
+    encoder_blocks: tuple[int, ...]
+    decoder_blocks: tuple[int, ...]
+    embedding: int
+    token: int
+    sigma_min: float
+    sigma_max: float
+
+
+def _start_at_zero(layer: nn.Conv2d | nn.Linear) -> None:
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+
+
+class TextEncoder(nn.Module):
+    """One learned vector per slot value: descriptions -> (B, slots, token)."""
+
+    def __init__(self, token: int):
+        super().__init__()
+        self.tables = nn.ModuleList(nn.Embedding(1 + len(values), token) for values in SLOTS.values())
+
+    def forward(self, indices: Tensor) -> Tensor:
+        """`indices` (B, slots) as `Description.indices` gives them."""
+        return torch.stack([table(index) for table, index in zip(self.tables, indices.unbind(1))], dim=1)
+
+    def encode(self, descriptions: Sequence[Description]) -> Tensor:
+        device = next(self.parameters()).device
+        return self(torch.tensor([d.indices() for d in descriptions], device=device))
+
+
+class ResBlock(nn.Module):
+    """Two 3x3 convolutions, the second's input modulated by the conditioning vector."""
+
+    def __init__(self, inputs: int, outputs: int, embedding: int):
+        super().__init__()
+        self.norm1, self.norm2 = nn.GroupNorm(8, inputs), nn.GroupNorm(8, outputs)
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, padding=1)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1)
+        self.modulation = nn.Linear(embedding, 2 * outputs)
+        self.skip = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
+        _start_at_zero(self.conv2)
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        h = self.conv1(F.silu(self.norm1(x)))
+        scale, shift = self.modulation(embedding)[:, :, None, None].chunk(2, dim=1)
+        h = self.conv2(F.silu(torch.addcmul(shift, self.norm2(h), 1 + scale)))
+        return self.skip(x) + h
+
+
+class Attention(nn.Module):
+    """Self-attention over the cells of a feature grid."""
+
+    def __init__(self, channels: int, head: int = 32):
+        super().__init__()
+        self.heads = channels // head
+        self.norm = nn.GroupNorm(8, channels)
+        self.qkv, self.out = nn.Linear(channels, 3 * channels), nn.Linear(channels, channels)
+        _start_at_zero(self.out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, channels = x.shape[:2]
+        tokens = self.norm(x).flatten(2).transpose(1, 2)
+        q, k, v = self.qkv(tokens).view(batch, -1, 3, self.heads, channels // self.heads).permute(2, 0, 3, 1, 4)
+        mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(batch, -1, channels)
+        return x + self.out(mixed).transpose(1, 2).reshape(x.shape)
+
+
+class Level(nn.Module):
+    """One resolution of the U-Net with everything coarser inside it."""
+
+    def __init__(self, config: ModelConfig, depth: int):
+        super().__init__()
+        width, embedding = config.channels[depth], config.embedding
+        self.encoder = nn.ModuleList(ResBlock(width, width, embedding) for _ in range(config.encoder_blocks[depth]))
+        self.is_coarsest = depth + 1 == len(config.channels)
+        if self.is_coarsest:
+            self.attention = Attention(width)
+        else:
+            below = config.channels[depth + 1]
+            self.down = nn.Conv2d(width, below, 3, stride=2, padding=1)
+            self.inner = Level(config, depth + 1)
+            self.up = nn.Conv2d(below, width, 1)
+        inputs = [2 * width] + [width] * (config.decoder_blocks[depth] - 1)
+        self.decoder = nn.ModuleList(ResBlock(i, width, embedding) for i in inputs)
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        skip = x
+        for block in self.encoder:
+            x = block(x, embedding)
+        if self.is_coarsest:
+            x = self.attention(x)
+        else:
+            skip = x
+            x = self.up(F.interpolate(self.inner(self.down(x), embedding), scale_factor=2.0))
+        x = torch.cat([x, skip], dim=1)
+        for block in self.decoder:
+            x = block(x, embedding)
+        return x
+
+
+class DemoModel(nn.Module):
+    """D(x; sigma, words): the denoised estimate of noised pixels."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.config = config
+        self.parameterisation = edm(SIGMA_DATA, config.sigma_min, config.sigma_max)
+        pixels, width, grid = 3 * config.patch**2, config.channels[0], config.size // config.patch
+        self.text_encoder = TextEncoder(config.token)
+        self.frequencies: Tensor
+        self.register_buffer("frequencies", torch.linspace(0, math.log(64.0), 16).exp(), persistent=False)
+        self.embed_noise = nn.Linear(32, config.embedding)
+        self.embed_words = nn.Linear(config.token * len(SLOTS), config.embedding)
+        self.embed = nn.Linear(config.embedding, config.embedding)
+        self.input = nn.Conv2d(pixels, width, 3, padding=1)
+        # Where in the frame a cell lies: objects are centred and cameras have one radius.
+        self.position = nn.Parameter(torch.zeros(1, width, grid, grid))
+        self.body = Level(config, 0)
+        self.norm = nn.GroupNorm(8, width)
+        self.output = nn.Conv2d(width, pixels, 3, padding=1)
+        _start_at_zero(self.output)
+
+    def forward(self, z_t: Tensor, sigma: Tensor, context: Tensor) -> Tensor:
+        """Denoised pixels (B, 3, size, size).
+
+        Args:
+            z_t: (B, 3, size, size) clean pixels plus sigma times unit noise.
+            sigma: (B,) noise levels.
+            context: (B, slots, token) from the text encoder.
+        """
+        return self.parameterisation.denoise(lambda x, time: self.network(x, time, context), z_t, sigma)
+
+    def network(self, x: Tensor, time: Tensor, context: Tensor) -> Tensor:
+        """The preconditioned network F of EDM's equation 7; `time` (B,) is ln(sigma) / 4."""
+        angles = time[:, None] * self.frequencies
+        embedding = self.embed_noise(torch.cat([angles.cos(), angles.sin()], dim=1))
+        embedding = F.silu(self.embed(F.silu(embedding + self.embed_words(context.flatten(1)))))
+        h = self.input(F.pixel_unshuffle(x, self.config.patch)) + self.position
+        h = F.silu(self.norm(self.body(h, embedding)))
+        return F.pixel_shuffle(self.output(h), self.config.patch)
+
+
+BASE = ModelConfig(64, 4, (64, 160), (1, 2), (2, 2), 256, 32, sigma_min=0.01, sigma_max=40.0)
+REFINER = ModelConfig(128, 4, (64, 96, 128), (1, 1, 1), (2, 1, 1), 192, 32, sigma_min=0.005, sigma_max=2.0)
+
+
+def save_model(model: DemoModel, path: Path, metadata: dict[str, str]) -> None:
+    """Write a model in half precision, its config and the given strings in the file's metadata."""
+    write_tensors(model, path, _FORMAT, {"config": json.dumps(asdict(model.config)), **metadata})
+
+
+def load_model(path: Path) -> DemoModel:
+    """Read a model that `save_model` wrote, in float32 on the CPU, ready for evaluation.
+
+    Raises:
+        BadFile: the file is missing, broken, or not a demo model.
+    """
+    tensors, metadata = load_tensors(path, _FORMAT, "a demo model")
+    config = json.loads(metadata["config"])
+    lists = {name: tuple(value) for name, value in config.items() if isinstance(value, list)}
+    model = DemoModel(ModelConfig(**{**config, **lists}))
+    model.load_state_dict(tensors)
+    return model.requires_grad_(False).eval()
+
+
+def write_tensors(module: nn.Module, path: Path, format_: str, metadata: dict[str, str]) -> None:
+    """Write a module's state in half precision; `format_` says what it is."""
+    tensors = {name: tensor.detach().cpu().half().contiguous() for name, tensor in module.state_dict().items()}
+    write_bytes(path, save(tensors, {"format": format_, **metadata}))
+
+
+def load_tensors(path: Path, format_: str, kind: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The state in float32 and the metadata of what `write_tensors` wrote.
+
+    Raises:
+        BadFile: the file is missing, broken, or not of this format; `kind` says what it should be.
+    """
+    if not path.is_file():
+        raise BadFile(f"there is no file {path}; it should be {kind}")
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("format") != format_:
+                raise BadFile(f"{path} is not {kind}")
+            names = file.keys()
+            return {name: file.get_tensor(name).float() for name in names}, metadata
+    except SafetensorError as error:
+        raise BadFile(f"{path} is broken: {error}") from error

@@ -1,0 +1,216 @@
+"""The renderer of the truth: any demo description from any camera.
+
+A shape is sphere traced once into a `Surface`; patterns, colours, light and background are then cheap
+functions of it, so a training set stores surfaces and paints them anew for every batch. The light is
+fixed in the world, so shading belongs to the object's colour and does not move with the camera.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..cameras import Cameras
+from .shapes import BOUNDING_RADIUS, SHAPES, STEP_FRACTION
+
+CAMERA_RADIUS = 3.0
+CAMERA_FOV = 40.0
+
+COLOURS = {
+    "red": (0.85, 0.08, 0.08),
+    "orange": (0.97, 0.50, 0.04),
+    "yellow": (0.95, 0.90, 0.12),
+    "green": (0.12, 0.68, 0.16),
+    "cyan": (0.10, 0.82, 0.86),
+    "blue": (0.10, 0.20, 0.88),
+    "purple": (0.48, 0.10, 0.72),
+    "pink": (0.98, 0.52, 0.76),
+}
+BACKGROUNDS = {
+    "white": (0.97, 0.97, 0.97),
+    "gray": (0.50, 0.50, 0.50),
+    "black": (0.03, 0.03, 0.03),
+    "beige": (0.86, 0.78, 0.64),
+}
+PATTERNS = ("plain", "striped", "checkered", "spotted")
+
+_LIGHT = torch.nn.functional.normalize(torch.tensor([0.3, 0.8, 0.55]), dim=0)
+_AMBIENT = 0.45
+_SCALE = {"plain": (1.0, 1.0), "striped": (1.4, 2.2), "checkered": (1.0, 1.5), "spotted": (2.0, 2.6)}
+"""Range of each pattern's frequency, in periods per scene unit."""
+_SPOT_RADIUS = 0.4
+"""Radius of a spot as a fraction of the distance between spots."""
+_LEAST_TILT = 0.3
+"""No stripe direction is closer than this (a cosine) to lying in a coordinate plane: stripes
+parallel to a cube's face would leave the face plain."""
+
+
+@dataclass(frozen=True)
+class Surface:
+    """What B cameras see of a shape, averaged over each pixel's covered part.
+
+    Attributes:
+        alpha: (B, 1, H, W) coverage in [0, 1].
+        position: (B, 3, H, W) scene units, zero where alpha is 0.
+        normal: (B, 3, H, W) unit length where alpha > 0.
+        depth: (B, 1, H, W) distance along the ray, zero where alpha is 0.
+        pixel: width of a pixel at the origin in scene units.
+    """
+
+    alpha: Tensor
+    position: Tensor
+    normal: Tensor
+    depth: Tensor
+    pixel: float
+
+    def shade(self) -> Tensor:
+        """Light on the surface, (B, 1, H, W) in [0, 1]: half Lambert from a fixed world direction."""
+        lambert = (self.normal * _LIGHT.to(self.normal).view(1, 3, 1, 1)).sum(1, keepdim=True)
+        return _AMBIENT + (1 - _AMBIENT) * (0.5 + 0.5 * lambert)
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """B solid textures, all of one kind.
+
+    Attributes:
+        kind: one of `PATTERNS`.
+        frame: (B, 3, 3) rows are the pattern's orthonormal axes; stripes use the first.
+        frequency: (B,) periods per scene unit.
+        phase: (B, 3) in periods.
+    """
+
+    kind: str
+    frame: Tensor
+    frequency: Tensor
+    phase: Tensor
+
+    @classmethod
+    def sample(cls, kind: str, count: int, generator: torch.Generator) -> Pattern:
+        """Random direction, scale and phase for `count` patterns."""
+        low, high = _SCALE[kind]
+        frequency = low + (high - low) * torch.rand(count, generator=generator)
+        return cls(kind, _frames(count, generator), frequency, torch.rand(count, 3, generator=generator))
+
+    def mask(self, surface: Surface) -> Tensor:
+        """Share of the second colour at each pixel, (B, 1, H, W) in [0, 1], edges a pixel wide."""
+        if self.kind == "plain":
+            return torch.zeros_like(surface.alpha)
+        local = torch.einsum("bij,bjhw->bihw", self.frame.to(surface.position), surface.position)
+        frequency = self.frequency.to(local).view(-1, 1, 1, 1)
+        cells = local * frequency + self.phase.to(local)[:, :, None, None]
+        inside = _INSIDE[self.kind](cells) / frequency
+        return (0.5 + inside / surface.pixel).clamp(0, 1)
+
+
+def _stripes(cells: Tensor) -> Tensor:
+    """Distance to the nearest edge of alternating half periods, positive in the first half."""
+    return 0.25 - ((cells[:, :1] % 1.0) - 0.5).abs()
+
+
+def _checks(cells: Tensor) -> Tensor:
+    edges = 0.25 - ((cells % 1.0) - 0.5).abs()
+    return edges.sign().prod(1, keepdim=True) * edges.abs().amin(1, keepdim=True)
+
+
+def _spots(cells: Tensor) -> Tensor:
+    return _SPOT_RADIUS - ((cells % 1.0) - 0.5).norm(dim=1, keepdim=True)
+
+
+_INSIDE = {"striped": _stripes, "checkered": _checks, "spotted": _spots}
+"""Signed distance, in periods, to the border of the second colour; positive inside it."""
+
+
+def _frames(count: int, generator: torch.Generator) -> Tensor:
+    """Random rotations whose first axis keeps `_LEAST_TILT` from every coordinate plane."""
+    kept: list[Tensor] = []
+    while sum(map(len, kept)) < count:
+        q, _ = torch.linalg.qr(torch.randn(4 * count + 16, 3, 3, generator=generator))
+        rows = q.transpose(1, 2)
+        kept.append(rows[rows[:, 0].abs().amin(1) > _LEAST_TILT])
+    return torch.cat(kept)[:count]
+
+
+def trace(shape: str, cameras: Cameras, size: int, supersample: int = 2) -> Surface:
+    """Sphere trace one of `SHAPES` from B cameras at size x size pixels, supersample^2 rays each.
+
+    Not differentiable.
+    """
+    with torch.no_grad():
+        distance = SHAPES[shape]
+        origins, directions = (r.reshape(-1, 3) for r in cameras.rays(size * supersample))
+        depth, hit = _march(distance, origins, directions)
+        position = (origins + depth[:, None] * directions) * hit[:, None]
+        normal = torch.zeros_like(position)
+        normal[hit] = _normals(distance, position[hit])
+        rays = torch.cat([hit[:, None].to(position), position, normal, (depth * hit)[:, None]], dim=1)
+        rays = rays.view(len(cameras), size * supersample, size * supersample, 8).permute(0, 3, 1, 2)
+        mean = torch.nn.functional.avg_pool2d(rays, supersample)
+        alpha = mean[:, :1]
+        covered = mean[:, 1:] / alpha.clamp_min(1e-6)
+        pixel = 2 * CAMERA_RADIUS * math.tan(math.radians(CAMERA_FOV) / 2) / size
+        normal = torch.nn.functional.normalize(covered[:, 3:6], dim=1)
+        return Surface(alpha, covered[:, :3], normal, covered[:, 6:], pixel)
+
+
+def _march(distance, origins: Tensor, directions: Tensor, steps: int = 96, tolerance: float = 1e-3):
+    """Depths (R,) and hits (R,) of rays; only rays that are still under way are evaluated."""
+    along = -(origins * directions).sum(-1)
+    offset = origins.square().sum(-1) - along.square()
+    half_chord = (BOUNDING_RADIUS**2 - offset).clamp_min(0).sqrt()
+    depth, exit_depth = along - half_chord, along + half_chord
+    hit = torch.zeros_like(depth, dtype=torch.bool)
+    active = (half_chord > 0).nonzero()[:, 0]
+    for _ in range(steps):
+        gap = distance(origins[active] + depth[active, None] * directions[active])
+        depth[active] += STEP_FRACTION * gap
+        arrived = gap < tolerance
+        hit[active[arrived]] = True
+        active = active[~arrived & (depth[active] < exit_depth[active])]
+        if len(active) == 0:
+            break
+    return depth, hit
+
+
+def _normals(distance, points: Tensor, step: float = 2e-3) -> Tensor:
+    """Unit gradients of the distance by central differences, (P, 3)."""
+    offsets = step * torch.eye(3, device=points.device)
+    gradient = [distance(points + offset) - distance(points - offset) for offset in offsets]
+    return torch.nn.functional.normalize(torch.stack(gradient, dim=-1), dim=-1)
+
+
+def paint(alpha: Tensor, shade: Tensor, mask: Tensor, colour: Tensor, second: Tensor, background: Tensor) -> Tensor:
+    """Images (B, 3, H, W) in [0, 1] of surfaces with the given colours, each (B, 3).
+
+    `alpha` and `shade` (B, 1, H, W) are a `Surface`'s; `mask` (B, 1, H, W) is the share of the second
+    colour (`Pattern.mask`).
+    """
+    colour, second, background = (c[:, :, None, None] for c in (colour, second, background))
+    albedo = colour + mask * (second - colour)
+    return background + alpha * (albedo * shade - background)
+
+
+def random_cameras(count: int, generator: torch.Generator) -> Cameras:
+    """Views of the demo domain: all azimuths, mostly from the side, some from above and below."""
+    azimuth = torch.rand(count, generator=generator) * 360 - 180
+    band = torch.multinomial(torch.tensor([0.64, 0.2, 0.16]), count, replacement=True, generator=generator)
+    low, high = torch.tensor([-15.0, 35.0, -45.0])[band], torch.tensor([35.0, 65.0, -15.0])[band]
+    elevation = low + (high - low) * torch.rand(count, generator=generator)
+    return demo_cameras(azimuth, elevation)
+
+
+def demo_cameras(azimuth: Tensor, elevation: Tensor) -> Cameras:
+    """Cameras with the demo domain's fixed radius and field of view."""
+    constant = torch.ones_like(azimuth)
+    return Cameras(azimuth, elevation, CAMERA_RADIUS * constant, CAMERA_FOV * constant)
+
+
+def stack_surfaces(surfaces: list[Surface]) -> Surface:
+    """One batch out of several of the same size."""
+    alpha, position, normal, depth = (
+        torch.cat([getattr(s, name) for s in surfaces]) for name in ("alpha", "position", "normal", "depth")
+    )
+    return Surface(alpha, position, normal, depth, surfaces[0].pixel)
