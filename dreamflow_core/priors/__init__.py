@@ -1,0 +1,1 @@
+"""Models that can be priors headless: the bundled demo model, and local diffusers checkpoints."""

@@ -1,0 +1,385 @@
+"""Stable Diffusion checkpoints as priors, through diffusers: SD 1.x and 2.x, SDXL and its refiner.
+
+Everything is read from local files; nothing is ever downloaded.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from textwrap import shorten
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from ..cameras import Cameras
+from ..parameterisation import Parameterisation, eps, v
+from ..prior import Session, T, guide
+from ..state import BadFile
+
+VIEW_WORDING = {
+    "front": "front view",
+    "side": "side view",
+    "back": "back view",
+    "overhead": "overhead view",
+    "below": "view from below",
+}
+"""What is added to the positive prompt for each of `cameras.VIEW_NAMES`."""
+
+_PIPELINES = (
+    "StableDiffusionPipeline",
+    "StableDiffusionImg2ImgPipeline",
+    "StableDiffusionXLPipeline",
+    "StableDiffusionXLImg2ImgPipeline",
+)
+_KINDS = {"epsilon": eps, "v_prediction": v}
+# What diffusers tells the refiner about pictures that are wanted, and about those that are not.
+_WANTED_SCORE, _UNWANTED_SCORE = 6.0, 2.5
+# A single file's first UNet layer, (channels, latent channels, 3, 3); other families have none.
+_STEM = "model.diffusion_model.input_blocks.0.0.weight"
+
+
+@dataclass(frozen=True)
+class _Text:
+    """An encoded prompt.
+
+    Attributes:
+        hidden: (1, tokens, width) from the text encoders.
+        pooled: (1, width), or None for models that take none.
+        score: aesthetic score that goes with it where the model takes one.
+    """
+
+    hidden: Tensor
+    pooled: Tensor | None
+    score: float
+
+
+class DiffusersPrior:
+    """A diffusers pipeline with its prompts.
+
+    Args:
+        pipe: from `load_pipeline`, on its device; its weights are frozen here, and its VAE becomes
+            float32: gradients pass through it, and SDXL's overflows in half precision.
+        positive: prompt; a view's name is added to it where views are given.
+        negative: prompt; where it is empty the pipeline's own unconditional embedding is used.
+        cfg: guidance scale; 1 evaluates the positive prompt alone.
+
+    Raises:
+        ValueError: the pipeline's scheduler belongs to a model that predicts neither noise nor v.
+    """
+
+    def __init__(self, pipe: Any, positive: str, negative: str = "", cfg: float = 7.5):
+        for component in pipe.components.values():
+            if isinstance(component, nn.Module):
+                component.requires_grad_(False).eval()
+        pipe.vae.float()
+        self.network: nn.Module = pipe.unet
+        self.device: torch.device = pipe.unet.device
+        self.positive, self.negative, self.cfg = positive, negative, cfg
+        self._pipe = pipe
+        self._parameterisation = _parameterisation(pipe.scheduler)
+        self._scored = pipe.config.get("requires_aesthetics_score", False)
+        self._encoded: dict[str, _Text] = {}
+        self._unconditional: _Text | None = None
+
+    @property
+    def default_size(self) -> tuple[int, int]:
+        """(height, width) in pixels of the images the model was made for."""
+        sides = self._pipe.unet.config.sample_size
+        height, width = (sides, sides) if isinstance(sides, int) else sides
+        return height * self._pipe.vae_scale_factor, width * self._pipe.vae_scale_factor
+
+    def sigma_at(self, t: Tensor) -> Tensor:
+        return self._parameterisation.sigma_at(t)
+
+    def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
+        factor, unet = self._pipe.vae_scale_factor, self._pipe.unet.config
+        multiple = factor * 2 ** (len(unet.block_out_channels) - 1)
+        if height < 1 or width < 1 or height % multiple or width % multiple:
+            raise ValueError(f"size {width}x{height} does not fit this model; both must be multiples of {multiple}")
+        return unet.in_channels, height // factor, width // factor
+
+    def run(self, body: Callable[[Session], T]) -> T:
+        return body(self)
+
+    def encode(self, images: Tensor) -> Tensor:
+        vae = self._pipe.vae
+        return vae.encode((images * 2 - 1).to(vae.dtype)).latent_dist.mode() * vae.config.scaling_factor
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        vae = self._pipe.vae
+        return (vae.decode(latents.to(vae.dtype) / vae.config.scaling_factor).sample / 2 + 0.5).clamp(0, 1)
+
+    def denoise(self, z_t: Tensor, sigma: float, views: Cameras | None, *, guided: bool) -> Tensor:
+        """See `Session.denoise`; computes in the UNet's type and returns float32."""
+        positive = self._positive(views, len(z_t))
+        if not guided or self.cfg == 1:
+            return self._estimate(z_t, sigma, positive)
+        texts = positive + [self._negative()] * len(z_t)
+        conditional, unconditional = self._estimate(z_t.repeat(2, 1, 1, 1), sigma, texts).chunk(2)
+        return guide(conditional, unconditional, self.cfg)
+
+    def _estimate(self, z_t: Tensor, sigma: float, texts: list[_Text]) -> Tensor:
+        """Denoised estimates of z_t (B, C, h, w), each under its own of B texts."""
+        unet = self._pipe.unet
+        conditioning = self._conditioning(texts, z_t)
+
+        def network(x: Tensor, time: Tensor) -> Tensor:
+            return unet(x.to(unet.dtype), time, **conditioning).sample.float()
+
+        levels = torch.full((len(z_t),), sigma, device=z_t.device)
+        return self._parameterisation.denoise(network, z_t.float(), levels)
+
+    def _conditioning(self, texts: list[_Text], z_t: Tensor) -> dict[str, Any]:
+        """What the UNet takes besides its input and time."""
+        dtype = self._pipe.unet.dtype
+        hidden = torch.cat([text.hidden for text in texts]).to(dtype)
+        pooled = [text.pooled for text in texts if text.pooled is not None]
+        if not pooled:
+            return {"encoder_hidden_states": hidden}
+        size = [side * self._pipe.vae_scale_factor for side in z_t.shape[-2:]]
+        # Original size, crop corner, and target size or, for a refiner, aesthetic score.
+        ids = [[*size, 0, 0, *([text.score] if self._scored else size)] for text in texts]
+        added = {
+            "text_embeds": torch.cat(pooled).to(dtype),
+            "time_ids": torch.tensor(ids, dtype=torch.float32, device=z_t.device),
+        }
+        return {"encoder_hidden_states": hidden, "added_cond_kwargs": added}
+
+    def _positive(self, views: Cameras | None, count: int) -> list[_Text]:
+        if views is None:
+            return [self._encode(self.positive)] * count
+        return [self._encode(f"{self.positive}, {VIEW_WORDING[name]}") for name in views.view_names()]
+
+    @torch.no_grad()
+    def _encode(self, text: str) -> _Text:
+        if text not in self._encoded:
+            hidden, _, *pooled = self._pipe.encode_prompt(
+                text, device=self.device, num_images_per_prompt=1, do_classifier_free_guidance=False
+            )
+            self._encoded[text] = _Text(hidden, pooled[0] if pooled else None, _WANTED_SCORE)
+        return self._encoded[text]
+
+    @torch.no_grad()
+    def _negative(self) -> _Text:
+        if self._unconditional is None:
+            # None lets the pipeline choose: SDXL's takes zeros instead of an encoded empty text.
+            _, hidden, *pooled = self._pipe.encode_prompt(
+                self.positive,
+                device=self.device,
+                num_images_per_prompt=1,
+                do_classifier_free_guidance=True,
+                negative_prompt=self.negative or None,
+            )
+            self._unconditional = _Text(hidden, pooled[1] if pooled else None, _UNWANTED_SCORE)
+        return self._unconditional
+
+
+def load_pipeline(
+    path: Path,
+    dtype: torch.dtype = torch.float32,
+    loras: Sequence[tuple[Path, float]] = (),
+    device: torch.device | str = "cpu",
+    config: Path | None = None,
+) -> Any:
+    """Read a text-to-image pipeline from local files.
+
+    Args:
+        path: a diffusers folder with safetensors weights, or a single-file .safetensors checkpoint in
+            the layout of the original Stable Diffusion code.
+        dtype: of the UNet and the text encoders: float32, float16 or bfloat16. The VAE is float32.
+        loras: safetensors files with their weights; they are added to the model's own weights.
+        device: where the pipeline goes.
+        config: for a single file, and only then: a local diffusers folder of the same family, whose
+            settings (prediction type and VAE scale among them) and tokenizers are used; it needs no weights.
+
+    Returns:
+        A diffusers pipeline for `DiffusersPrior`.
+
+    Raises:
+        BadFile: a file or folder is missing, broken, or not of a supported family.
+        ValueError: `config` is missing.
+        ImportError: diffusers, transformers or peft is not installed.
+    """
+    _require_packages()
+    for lora, _ in loras:
+        _check_lora(lora)
+    if path.is_dir():
+        pipe = _load_folder(path, dtype)
+    elif path.is_file():
+        pipe = _load_file(path, dtype, config)
+    else:
+        raise BadFile(f"there is no model folder or file {path}")
+    with _reading(path):
+        pipe.to(device, silence_dtype_warnings=True)
+    for lora, weight in loras:
+        _add_lora(pipe, lora, weight)
+    return pipe
+
+
+def _require_packages() -> None:
+    missing = [name for name in ("diffusers", "transformers", "peft") if find_spec(name) is None]
+    if missing:
+        raise ImportError(f"diffusers models need {', '.join(missing)}: pip install dreamflow[headless]")
+
+
+def _parameterisation(scheduler: Any) -> Parameterisation:
+    kind = _KINDS.get(scheduler.config.get("prediction_type"))
+    if kind is None or not hasattr(scheduler, "alphas_cumprod"):
+        raise ValueError(
+            f"{type(scheduler).__name__} with prediction type '{scheduler.config.get('prediction_type')}' is of an"
+            f" unsupported kind of model; supported are {' and '.join(_KINDS)} on a discrete schedule"
+        )
+    return kind(scheduler.alphas_cumprod)
+
+
+def _load_folder(folder: Path, dtype: torch.dtype) -> Any:
+    import diffusers
+
+    index = _check_folder(folder)
+    with _reading(folder):
+        pipe = getattr(diffusers, index["_class_name"]).from_pretrained(
+            str(folder),
+            dtype={"vae": torch.float32, "default": dtype},
+            variant=_variant(folder / "unet"),
+            use_safetensors=True,
+            local_files_only=True,
+            **_without_checker(index),
+        )
+    return pipe
+
+
+def _load_file(path: Path, dtype: torch.dtype, config: Path | None) -> Any:
+    import diffusers
+
+    _check_safetensors(path)
+    if config is None:
+        raise ValueError(
+            f"the single file {path} needs a config: a local diffusers folder of the same family, for its settings"
+            " and tokenizers"
+        )
+    index = _check_folder(config)
+    _check_family(path, config)
+    source: dict[str, Any] = {"config": str(config), "local_files_only": True}
+    with _reading(path):
+        vae = diffusers.AutoencoderKL.from_single_file(str(path), subfolder="vae", dtype=torch.float32, **source)
+        pipe = getattr(diffusers, index["_class_name"]).from_single_file(
+            str(path), vae=vae, dtype=dtype, **source, **_without_checker(index)
+        )
+    return pipe
+
+
+def _check_folder(folder: Path) -> dict[str, Any]:
+    """The folder's model_index.json, once its small files show that it is of a supported family."""
+    import diffusers
+
+    index_file = folder / "model_index.json"
+    if not index_file.is_file():
+        raise BadFile(f"{folder} is not a diffusers pipeline: it has no model_index.json")
+    index = _read_json(index_file)
+    if index.get("_class_name") not in _PIPELINES:
+        raise BadFile(f"{folder} is a {index.get('_class_name')}; supported are {', '.join(_PIPELINES)}")
+    channels = _read_json(folder / "unet" / "config.json").get("in_channels")
+    latent_channels = _read_json(folder / "vae" / "config.json").get("latent_channels")
+    if channels != latent_channels:
+        raise BadFile(_not_text_to_image(folder, channels, latent_channels))
+    with _reading(folder):
+        scheduler = getattr(diffusers, index["scheduler"][1])
+        _parameterisation(scheduler.from_pretrained(str(folder), subfolder="scheduler", local_files_only=True))
+    return index
+
+
+def _check_family(path: Path, config: Path) -> None:
+    """Raise BadFile unless the single file's shapes are those that `config` describes."""
+    unet = _read_json(config / "unet" / "config.json")
+    with safe_open(path, "pt") as file:
+        keys = list(file.keys())
+        attention = next((key for key in keys if key.endswith("attn2.to_k.weight")), None)
+        if _STEM not in keys or attention is None:
+            raise BadFile(f"{path} is not a checkpoint of the SD 1.x, SD 2.x, SDXL or SDXL refiner family")
+        channels = file.get_slice(_STEM).get_shape()[1]
+        width = file.get_slice(attention).get_shape()[1]
+    if channels != unet["in_channels"]:
+        raise BadFile(_not_text_to_image(path, channels, unet["in_channels"]))
+    if width != unet["cross_attention_dim"]:
+        raise BadFile(
+            f"{path} is not of the family of {config}: its UNet takes texts of width {width},"
+            f" not {unet['cross_attention_dim']}"
+        )
+
+
+def _not_text_to_image(path: Path, channels: int | None, latent_channels: int | None) -> str:
+    return (
+        f"{path} is not a plain text-to-image model: its UNet takes {channels} channels, not {latent_channels}"
+        " (inpainting and editing models are not supported)"
+    )
+
+
+def _check_lora(path: Path) -> None:
+    if not path.is_file():
+        raise BadFile(f"there is no LoRA file {path}")
+    _check_safetensors(path)
+    with safe_open(path, "pt") as file:
+        names = list(file.keys())
+    if not any("lora" in name for name in names):
+        raise BadFile(f"{path} is not a LoRA file: none of its tensors is named so")
+
+
+def _check_safetensors(path: Path) -> None:
+    if path.suffix != ".safetensors":
+        raise BadFile(f"{path} is not a .safetensors file; others can hold code and are not read: convert it first")
+    with _reading(path), safe_open(path, "pt"):
+        pass
+
+
+def _add_lora(pipe: Any, path: Path, weight: float) -> None:
+    """Add a LoRA to the pipeline's weights, leaving its modules as they were."""
+    with _reading(path):
+        pipe.load_lora_weights(str(path), local_files_only=True, use_safetensors=True)
+        adapted = list(pipe.get_list_adapters())
+        if not adapted:
+            raise BadFile(f"{path} is not a LoRA of this model: none of its tensors fits")
+        pipe.fuse_lora(components=adapted, lora_scale=weight)
+    pipe.unload_lora_weights()
+
+
+def _variant(folder: Path) -> str | None:
+    """fp16 where that is the only precision a folder has weights in."""
+    names = [file.name for file in folder.glob("*.safetensors")]
+    return "fp16" if names and all(".fp16." in name for name in names) else None
+
+
+def _without_checker(index: dict[str, Any]) -> dict[str, Any]:
+    """Arguments that leave out the safety checker, which only serves finished pictures."""
+    if "safety_checker" not in index:
+        return {}
+    return {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise BadFile(f"there is no file {path}")
+    with _reading(path):
+        return json.loads(path.read_text(encoding="utf-8"))
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Turn whatever diffusers, transformers, peft or safetensors raise about `path` into one line."""
+    try:
+        yield
+    except BadFile:
+        raise
+    except NotImplementedError as error:
+        # What torch raises where a weight was in no file: diffusers leaves such weights without data.
+        raise BadFile(f"{path} is incomplete: it lacks weights of its model") from error
+    except Exception as error:
+        reason = shorten(str(error), 300) or type(error).__name__
+        raise BadFile(f"{path} cannot be loaded: {reason}") from error
