@@ -1,0 +1,37 @@
+"""Pictures in and out of files."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from .state import BadFile, write_bytes
+
+
+def load_picture(path: Path) -> Tensor:
+    """A picture file as (3, H, W) in [0, 1], without its transparency.
+
+    Raises:
+        BadFile: the file is missing or is not a picture.
+    """
+    try:
+        with Image.open(path) as picture:
+            values = np.asarray(picture.convert("RGB"))
+    except FileNotFoundError as error:
+        raise BadFile(f"there is no picture {path}") from error
+    except UnidentifiedImageError as error:
+        raise BadFile(f"{path} is not a picture that can be read") from error
+    return torch.from_numpy(values.copy()).permute(2, 0, 1).float() / 255
+
+
+def save_picture(path: Path, image: Tensor) -> None:
+    """Write (3, H, W) in [0, 1] as a PNG file."""
+    values = (image.detach().cpu().clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
+    data = io.BytesIO()
+    Image.fromarray(values).save(data, "PNG")
+    write_bytes(path, data.getvalue())
