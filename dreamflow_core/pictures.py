@@ -35,3 +35,10 @@ def save_picture(path: Path, image: Tensor) -> None:
     data = io.BytesIO()
     Image.fromarray(values).save(data, "PNG")
     write_bytes(path, data.getvalue())
+
+
+def contact_sheet(images: Tensor, columns: int) -> Tensor:
+    """(B, 3, H, W) -> one picture, rows filled left to right, the rest white."""
+    blank = torch.ones(-len(images) % columns, *images.shape[1:])
+    grid = torch.cat([images, blank]).unflatten(0, (-1, columns))
+    return grid.permute(2, 0, 3, 1, 4).flatten(3).flatten(1, 2)
