@@ -42,7 +42,8 @@ class Judge(nn.Module):
         layers: list[nn.Module] = []
         for inputs, outputs in pairwise(widths):
             layers += [nn.Conv2d(inputs, outputs, 3, stride=2, padding=1), nn.GroupNorm(8, outputs), nn.SiLU()]
-            layers += [nn.Conv2d(outputs, outputs, 3, padding=1), nn.GroupNorm(8, outputs), nn.SiLU()]
+            if inputs > 3:
+                layers += [nn.Conv2d(outputs, outputs, 3, padding=1), nn.GroupNorm(8, outputs), nn.SiLU()]
         self.body = nn.Sequential(*layers)
         self.hidden = nn.Linear(widths[-1] * (SIZE // 16) ** 2, 128)
         self.heads = nn.ModuleDict({name: nn.Linear(128, len(SLOTS[name])) for name in GRADED})
@@ -121,7 +122,7 @@ def load_judge(path: Path = WEIGHTS / "judge.safetensors") -> Judge:
     return judge.requires_grad_(False).eval()
 
 
-def train(work: Path, out: Path, steps: int = 1500, count: int = 64, learning_rate: float = 2e-3) -> None:
+def train(work: Path, out: Path, steps: int = 1200, count: int = 64, learning_rate: float = 2e-3) -> None:
     """Train the judge and write it to `out`; traced views are kept in `work`."""
     bank = SurfaceBank(SIZE, views=600, half="judge", seed=1, cache=work)
     generator = torch.Generator().manual_seed(2)

@@ -187,8 +187,8 @@ class DemoModel(nn.Module):
         return F.pixel_shuffle(self.output(h), self.config.patch)
 
 
-BASE = ModelConfig(64, 4, (64, 160), (1, 2), (2, 2), 256, 32, sigma_min=0.01, sigma_max=40.0)
-REFINER = ModelConfig(128, 4, (64, 96, 128), (1, 1, 1), (2, 1, 1), 192, 32, sigma_min=0.005, sigma_max=2.0)
+BASE = ModelConfig(64, 2, (32, 64, 160), (1, 1, 2), (1, 1, 2), 256, 32, sigma_min=0.01, sigma_max=40.0)
+REFINER = ModelConfig(128, 2, (24, 48, 96), (1, 1, 1), (1, 1, 2), 192, 32, sigma_min=0.005, sigma_max=2.0)
 
 
 def save_model(model: DemoModel, path: Path, metadata: dict[str, str]) -> None:

@@ -1,9 +1,8 @@
 """Train the demo model: `python -m dreamflow_core.demo.train base` (or `refiner`).
 
 Loss and preconditioning are EDM's (Karras et al. 2022, Table 1). Convolution and linear weights are
-trained by Muon (Jordan et al. 2024), everything else by Adam: at this budget Muon needs about half
-the steps. A run continues from its last checkpoint; the same seed gives the same weights on the
-same machine and thread count.
+trained by Muon (Jordan et al. 2024), everything else by Adam. A run continues from its last
+checkpoint; the same seed gives the same weights on the same machine and thread count.
 """
 
 from __future__ import annotations
@@ -51,7 +50,7 @@ class Recipe:
 
 
 RECIPES = {
-    "base": Recipe(BASE, views=600, steps=6000, log_sigma=(-0.3, 1.5)),
+    "base": Recipe(BASE, views=600, steps=5500, log_sigma=(0.0, 1.4)),
     "refiner": Recipe(REFINER, views=150, steps=1600, log_sigma=(-1.6, 1.1), batch=16),
 }
 

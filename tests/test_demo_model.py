@@ -1,0 +1,144 @@
+"""The demo model: its training, its file, its sampler, and what the shipped weights can do."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from gaussian import GaussianPrior
+
+from dreamflow_core.demo.dataset import SurfaceBank
+from dreamflow_core.demo.model import MODELS, WEIGHTS, DemoModel, ModelConfig, load_model, save_model
+from dreamflow_core.demo.train import Recipe, Run, learning_rate_factor, orthogonalise, sample_sigma
+from dreamflow_core.sampler import heun
+from dreamflow_core.schedule import karras, log_uniform
+from dreamflow_core.state import BadFile
+
+CONFIG = ModelConfig(16, 2, (16, 32), (1, 1), (1, 1), 32, 8, sigma_min=0.02, sigma_max=20.0)
+RECIPE = Recipe(CONFIG, views=4, steps=6, log_sigma=(-0.3, 1.5), batch=8, warmup=2)
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def bank() -> SurfaceBank:
+    return SurfaceBank(16, views=4, half="model", seed=0)
+
+
+def test_training_resumes_bit_equal(bank, tmp_path: Path):
+    whole = Run(RECIPE, CPU)
+    losses = [whole.advance(bank) for _ in range(6)]
+    first = Run(RECIPE, CPU)
+    again = [first.advance(bank) for _ in range(3)]
+    first.save(tmp_path / "run.safetensors")
+    second = Run(replace(RECIPE, seed=9), CPU)
+    second.recipe = RECIPE
+    second.load(tmp_path / "run.safetensors")
+    again += [second.advance(bank) for _ in range(3)]
+    assert again == losses
+    for name, p in whole.model.named_parameters():
+        assert torch.equal(p, dict(second.model.named_parameters())[name]), name
+        assert torch.equal(whole.average[name], second.average[name]), name
+
+
+def test_training_lowers_the_loss(bank):
+    run = Run(replace(RECIPE, steps=120, batch=16), CPU)
+    losses = [run.advance(bank) for _ in range(120)]
+    assert sum(losses[-20:]) < 0.7 * sum(losses[:20])
+
+
+def test_muon_updates_are_nearly_orthogonal():
+    matrix = torch.randn(12, 40, generator=torch.Generator().manual_seed(0))
+    for m in (matrix, matrix.T):
+        values = torch.linalg.svdvals(orthogonalise(m))
+        assert values.min() > 0.6 and values.max() < 1.3
+
+
+def test_learning_rate_warms_up_and_ends_at_nothing():
+    recipe = replace(RECIPE, steps=100, warmup=10, decay=0.5)
+    rates = [learning_rate_factor(step, recipe) for step in range(101)]
+    assert rates[0] == pytest.approx(0.1) and rates[9] == 1 and rates[50] == 1
+    assert rates[75] == pytest.approx(0.5) and rates[100] == 0
+
+
+def test_noise_levels_are_log_normal():
+    sigma = sample_sigma(4000, replace(RECIPE, log_sigma=(-0.5, 0.7)), torch.Generator().manual_seed(0))
+    assert sigma.log().mean().item() == pytest.approx(-0.5, abs=0.01)
+    assert sigma.log().std().item() == pytest.approx(0.7, abs=0.01)
+
+
+def test_model_file_round_trip(tmp_path: Path):
+    model = DemoModel(CONFIG)
+    save_model(model, tmp_path / "m.safetensors", {"note": "x"})
+    loaded = load_model(tmp_path / "m.safetensors")
+    assert loaded.config == CONFIG
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], tensor.half().float()), name
+    assert not any(p.requires_grad for p in loaded.parameters())
+
+
+def test_bad_model_files_are_named(tmp_path: Path):
+    with pytest.raises(BadFile, match=r"no file .*gone"):
+        load_model(tmp_path / "gone")
+    (tmp_path / "bad").write_bytes(b"0123456789")
+    with pytest.raises(BadFile, match="bad is broken"):
+        load_model(tmp_path / "bad")
+    with pytest.raises(BadFile, match="is not a demo model"):
+        load_model(WEIGHTS / "judge.safetensors")
+
+
+def test_heun_solves_a_gaussian_flow():
+    """dx/dsigma = sigma (x - mu) / (s^2 + sigma^2): x - mu shrinks with sqrt(s^2 + sigma^2)."""
+    mu, s, high, low = 0.4, 0.5, 10.0, 0.1
+    prior = GaussianPrior(mu, s)
+    noise = torch.randn(5, 1, 2, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    exact = mu + (high * noise - mu) * math.sqrt((s**2 + low**2) / (s**2 + high**2))
+    errors = [(heun(prior, noise, log_uniform(high, low, n).double()) - exact).abs().max().item() for n in (20, 40, 80)]
+    assert errors[2] < 1e-3
+    assert errors[0] / errors[1] == pytest.approx(4, rel=0.3)
+    assert errors[1] / errors[2] == pytest.approx(4, rel=0.2)
+
+
+def test_shipped_files_are_small():
+    sizes = {path.name: path.stat().st_size for path in MODELS.values()}
+    assert sum(sizes.values()) <= 16 * 2**20, sizes
+
+
+@torch.no_grad()
+def test_judge_grades_the_truth():
+    """The judge on fresh true renders of its half of the views."""
+    from dreamflow_core.demo.judge import grade, load_judge
+    from dreamflow_core.demo.vocabulary import SLOTS, Description
+
+    batch = SurfaceBank(64, views=10, half="judge", seed=77).batch(240, torch.Generator().manual_seed(5))
+    names = list(SLOTS)
+    descriptions = [
+        Description(**{n: SLOTS[n][i - 1] if i else None for n, i in zip(names, row)}) for row in batch.truth.tolist()
+    ]
+    verdict = grade(load_judge(), batch.images / 2 + 0.5, descriptions)
+    assert verdict.shape.float().mean() >= 0.97
+    assert verdict.pattern.float().mean() >= 0.95
+    assert verdict.colour.float().mean() >= 0.98
+
+
+def test_judge_fails_what_is_wrong():
+    """Every grade is met by chance only when the descriptions are shuffled against the images."""
+    from dreamflow_core.demo.judge import grade, load_judge
+    from dreamflow_core.demo.vocabulary import Description
+
+    red_cube = Description("cube", "red", None, "plain", None, "white")
+    images = torch.full((1, 3, 64, 64), 0.97)
+    images[:, :, 18:46, 18:46] = torch.tensor([0.1, 0.2, 0.88])[None, :, None, None]
+    verdict = grade(load_judge(), images, [red_cube])
+    assert not verdict.colour.any()
+    blue = grade(load_judge(), images, [replace(red_cube, colour="blue")])
+    assert blue.colour.all()
+
+
+def test_refiner_config_is_for_128_pixels():
+    refiner = load_model(MODELS["demo-refiner"])
+    assert refiner.config.size == 128
+    levels = karras(refiner.config.sigma_max, refiner.config.sigma_min, 4)
+    assert levels[0] == pytest.approx(refiner.config.sigma_max)
