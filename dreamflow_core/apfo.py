@@ -9,6 +9,7 @@ for each level sigma_i of the schedule, `iterations` times:
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -310,7 +311,9 @@ class _Store:
     """Saves a loop to its checkpoint, and starts it from there."""
 
     def __init__(self, loop: _Loop, checkpoint: Checkpoint, job: dict[str, Any]):
-        self.loop, self.checkpoint, self.job = loop, checkpoint, {**checkpoint.job, **job}
+        self.loop, self.checkpoint = loop, checkpoint
+        # As it will be read back: JSON has no tuples.
+        self.job = json.loads(json.dumps({**checkpoint.job, **job}))
         self.saved_at = time.monotonic()
         if checkpoint.resume and checkpoint.path.exists():
             self._resume()

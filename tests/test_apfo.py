@@ -222,7 +222,8 @@ def test_resume_is_bit_exact(tmp_path: Path, guidance, phi, stop):
 
 def test_resume_refuses_another_job(tmp_path: Path):
     path = tmp_path / "state.safetensors"
-    tiny_run(checkpoint=Checkpoint(path, {"prompt": "a red cube"}))
+    tiny_run(checkpoint=Checkpoint(path, {"prompt": "a red cube", "size": (16, 16)}))
+    tiny_run(checkpoint=Checkpoint(path, {"prompt": "a red cube", "size": (16, 16)}, resume=True))
     with pytest.raises(BadFile, match=r"differs in prompt$"):
         tiny_run(checkpoint=Checkpoint(path, {"prompt": "a blue cube"}, resume=True))
     with pytest.raises(BadFile, match=r"differs in seed$"):
