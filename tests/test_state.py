@@ -55,6 +55,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch):
     with pytest.raises(OSError, match="disk full"):
         save_state(tmp_path / "s", {"value": 2})
     assert load_state(tmp_path / "s") == {"value": 1}
+    assert [path.name for path in tmp_path.iterdir()] == ["s"]
 
 
 def test_bad_files_are_named(tmp_path: Path):

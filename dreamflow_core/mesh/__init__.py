@@ -1,0 +1,1 @@
+"""Triangle meshes: from a density field to a textured file."""

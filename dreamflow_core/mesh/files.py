@@ -1,0 +1,205 @@
+"""Meshes in and out of GLB, OBJ and PLY files.
+
+GLB keeps everything. OBJ writes its material and texture beside itself. PLY has no textures: a texture
+becomes vertex colours.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import struct
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import trimesh
+from PIL import Image
+from trimesh.exchange.gltf import export_glb
+from trimesh.exchange.obj import export_obj
+from trimesh.exchange.ply import export_ply
+from trimesh.visual.material import PBRMaterial
+
+from ..state import BadFile, write_bytes
+from . import topology
+from .bake import sample_texture
+from .mesh import BadMesh, Floats, Mesh
+
+SUFFIXES = (".glb", ".obj", ".ply")
+
+_UNLIT = "KHR_materials_unlit"
+_CLAMP_TO_EDGE = 33071
+_LINEAR = 9729
+_LINEAR_MIPMAP_LINEAR = 9987
+_ROUGHNESS = 0.9
+
+
+def save_mesh(path: Path, mesh: Mesh) -> None:
+    """Write a mesh; the file's suffix, one of `SUFFIXES`, is its format. Each file is written whole or not at all.
+
+    Normals that the mesh lacks are computed, smooth across UV seams.
+
+    Raises:
+        BadFile: the suffix is another, or the file cannot be written.
+    """
+    suffix = _suffix(path)
+    if mesh.normals is None:
+        mesh = replace(mesh, normals=topology.vertex_normals(mesh.vertices, mesh.faces))
+    try:
+        # The file that refers to the others comes last.
+        for name, data in {".glb": _glb, ".obj": _obj, ".ply": _ply}[suffix](mesh, path.stem).items():
+            write_bytes(path.with_name(name), data)
+    except OSError as error:
+        raise BadFile(f"{path} cannot be written: {error.strerror}") from error
+
+
+def load_mesh(path: Path) -> Mesh:
+    """Read a mesh; several in one file become one. Normals are not read: `topology.vertex_normals` makes them.
+
+    Raises:
+        BadFile: the file is missing, broken, of another format, or holds no usable mesh.
+    """
+    suffix = _suffix(path)
+    if not path.is_file():
+        raise BadFile(f"there is no file {path}")
+    try:
+        read = _one_mesh(trimesh.load_scene(path, process=False))
+    # Parsers meet foreign bytes with every kind of exception.
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise BadFile(f"{path} is broken: {reason}") from error
+    if read is None:
+        raise BadFile(f"{path} holds no triangles")
+    try:
+        attributes = _attributes(read.visual, linear=suffix == ".glb")
+        unlit = suffix == ".glb" and _UNLIT in _glb_header(path.read_bytes()).get("extensionsUsed", [])
+        return Mesh(read.vertices, read.faces, **attributes, unlit=unlit)
+    except BadMesh as error:
+        raise BadFile(f"{path} cannot be used: {error}") from error
+
+
+def to_linear(colours: Floats) -> Floats:
+    """Linear light of display-referred (sRGB) values in [0, 1]."""
+    return np.where(colours <= 0.04045, colours / 12.92, ((colours + 0.055) / 1.055) ** 2.4)
+
+
+def to_display(colours: Floats) -> Floats:
+    """Display-referred (sRGB) values of linear light in [0, 1]."""
+    return np.where(colours <= 0.0031308, colours * 12.92, 1.055 * colours ** (1 / 2.4) - 0.055)
+
+
+def _suffix(path: Path) -> str:
+    if path.suffix.lower() not in SUFFIXES:
+        raise BadFile(f"{path} is not a mesh file that can be used: its name must end in {', '.join(SUFFIXES)}")
+    return path.suffix.lower()
+
+
+def _glb(mesh: Mesh, stem: str) -> dict[str, bytes]:
+    surface = _trimesh(mesh, stem)
+    if mesh.texture is None and mesh.colours is not None:
+        # glTF's vertex colours are linear. As a custom attribute they keep their precision.
+        surface.vertex_attributes["COLOR_0"] = to_linear(np.clip(mesh.colours, 0, 1)).astype(np.float32)
+
+    def finish(tree: dict[str, Any]) -> None:
+        attributes = tree["meshes"][0]["primitives"][0]["attributes"]
+        if "_COLOR_0" in attributes:
+            attributes["COLOR_0"] = attributes.pop("_COLOR_0")
+        if mesh.unlit:
+            tree["materials"][0]["extensions"] = {_UNLIT: {}}
+            tree["extensionsUsed"] = [*tree.get("extensionsUsed", []), _UNLIT]
+        if mesh.texture is not None:
+            sampler = {"magFilter": _LINEAR, "minFilter": _LINEAR_MIPMAP_LINEAR}
+            tree["samplers"] = [{**sampler, "wrapS": _CLAMP_TO_EDGE, "wrapT": _CLAMP_TO_EDGE}]
+            tree["textures"][0]["sampler"] = 0
+
+    scene = trimesh.Scene()
+    scene.add_geometry(surface, geom_name=stem)
+    return {f"{stem}.glb": export_glb(scene, include_normals=True, unitize_normals=True, tree_postprocessor=finish)}
+
+
+def _obj(mesh: Mesh, stem: str) -> dict[str, bytes]:
+    surface = _trimesh(mesh, stem)
+    if mesh.texture is None and mesh.colours is not None:
+        surface.visual = trimesh.visual.ColorVisuals(surface, vertex_colors=_bytes(mesh.colours))
+    text, beside = export_obj(
+        surface,
+        include_normals=True,
+        include_texture=mesh.texture is not None,
+        return_texture=True,
+        mtl_name=f"{stem}.mtl",
+        header="DreamFlow for ComfyUI",
+    )
+    return {**beside, f"{stem}.obj": text.encode()}
+
+
+def _ply(mesh: Mesh, stem: str) -> dict[str, bytes]:
+    colours = mesh.colours
+    if mesh.texture is not None and mesh.uvs is not None:
+        colours = sample_texture(mesh.texture, mesh.uvs)
+    surface = _trimesh(mesh, stem)
+    surface.visual = trimesh.visual.ColorVisuals(surface)
+    if colours is not None:
+        surface.visual.vertex_colors = _bytes(colours)
+    return {f"{stem}.ply": export_ply(surface, vertex_normal=True)}
+
+
+def _trimesh(mesh: Mesh, stem: str) -> trimesh.Trimesh:
+    """With a material, and with the texture if there is one."""
+    texture = None if mesh.texture is None else Image.fromarray(_bytes(mesh.texture))
+    material = PBRMaterial(
+        name=f"{stem}_texture",
+        baseColorTexture=texture,
+        baseColorFactor=[255, 255, 255, 255],
+        metallicFactor=0.0,
+        roughnessFactor=_ROUGHNESS,
+    )
+    # trimesh puts the origin of UVs at the bottom left.
+    uv = None if mesh.uvs is None else np.stack([mesh.uvs[:, 0], 1 - mesh.uvs[:, 1]], axis=-1)
+    visual = trimesh.visual.TextureVisuals(uv=uv, material=material)
+    return trimesh.Trimesh(mesh.vertices, mesh.faces, vertex_normals=mesh.normals, visual=visual, process=False)
+
+
+def _one_mesh(scene: trimesh.Scene) -> trimesh.Trimesh | None:
+    """All the triangles of a scene where its graph places them; None if there are none."""
+    placed = [scene.graph[node] for node in scene.graph.nodes_geometry]
+    placed = [(matrix, name) for matrix, name in placed if isinstance(scene.geometry[name], trimesh.Trimesh)]
+    if len(placed) == 1:
+        # Not `dump`: it loses the vertex colours of meshes that have a material.
+        ((matrix, name),) = placed
+        return cast(trimesh.Trimesh, scene.geometry[name]).apply_transform(matrix)
+    meshes = [cast(trimesh.Trimesh, scene.geometry[name].copy()).apply_transform(matrix) for matrix, name in placed]
+    return cast(trimesh.Trimesh, trimesh.util.concatenate(meshes)) if meshes else None
+
+
+def _attributes(visual: Any, linear: bool) -> dict[str, Floats]:
+    """The `Mesh` attributes in what trimesh read; vertex colours are linear in GLB files only."""
+    if visual.kind in ("vertex", "face"):
+        return _colours(visual.vertex_colors, linear)
+    if visual.kind != "texture":
+        return {}
+    attributes: dict[str, Floats] = {}
+    image = getattr(visual.material, "baseColorTexture", None) or getattr(visual.material, "image", None)
+    if visual.uv is not None:
+        attributes["uvs"] = np.stack([visual.uv[:, 0], 1 - visual.uv[:, 1]], axis=-1)
+        if image is not None:
+            attributes["texture"] = np.asarray(image.convert("RGB"), np.float32) / 255
+    if "color" in visual.vertex_attributes:
+        attributes |= _colours(visual.vertex_attributes["color"], linear)
+    return attributes
+
+
+def _colours(values: np.ndarray, linear: bool) -> dict[str, Floats]:
+    scale = 255 if values.dtype == np.uint8 else 65535 if values.dtype == np.uint16 else 1
+    colours = np.clip(values[:, :3].astype(np.float32) / scale, 0, 1)
+    return {"colours": to_display(colours) if linear else colours}
+
+
+def _glb_header(data: bytes) -> dict[str, Any]:
+    """The JSON of a GLB file."""
+    (length,) = struct.unpack_from("<I", data, 12)
+    return json.load(io.BytesIO(data[20 : 20 + length]))
+
+
+def _bytes(colours: Floats) -> np.ndarray:
+    return (np.clip(colours, 0, 1) * 255).round().astype(np.uint8)

@@ -1,0 +1,74 @@
+"""The mesh every part of the project hands around."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.floating[Any]]
+Ints = NDArray[np.integer[Any]]
+
+
+class BadMesh(ValueError):
+    """A mesh, or what should become one, cannot be used; the message says why."""
+
+
+@dataclass(frozen=True, eq=False)
+class Mesh:
+    """Triangles with optional surface attributes, in the conventions of glTF.
+
+    Right-handed, Y up, faces counter-clockwise seen from outside. Vertices are split where the UV atlas
+    is cut, so a mesh with UVs is closed only once its vertices are welded (`topology.weld`).
+
+    Arrays of floats become float32, and faces int64.
+
+    Attributes:
+        vertices: (V, 3) scene units.
+        faces: (F, 3) indices into the vertices.
+        uvs: (V, 2), origin at the texture's top left.
+        texture: (H, W, 3) in [0, 1], display-referred (sRGB); needs uvs.
+        normals: (V, 3) unit length.
+        colours: (V, 3) in [0, 1], display-referred (sRGB).
+        unlit: the colours already contain the light, so a viewer should add none.
+
+    Raises:
+        BadMesh: no faces, NaN, an index out of range, or an attribute of the wrong shape.
+    """
+
+    vertices: Floats
+    faces: Ints
+    uvs: Floats | None = None
+    texture: Floats | None = None
+    normals: Floats | None = None
+    colours: Floats | None = None
+    unlit: bool = False
+
+    def __post_init__(self) -> None:
+        if np.size(self.faces) == 0:
+            raise BadMesh("the mesh has no faces")
+        count = len(self.vertices)
+        self._set("vertices", np.float32, (count, 3))
+        self._set("faces", np.int64, (len(self.faces), 3))
+        self._set("uvs", np.float32, (count, 2))
+        self._set("normals", np.float32, (count, 3))
+        self._set("colours", np.float32, (count, 3))
+        if self.texture is not None:
+            self._set("texture", np.float32, (*np.shape(self.texture)[:2], 3))
+            if self.uvs is None:
+                raise BadMesh("the mesh has a texture but no UVs")
+        if self.faces.min() < 0 or self.faces.max() >= count:
+            raise BadMesh(f"the mesh has {count} vertices but its faces index {self.faces.min()} to {self.faces.max()}")
+
+    def _set(self, name: str, dtype: type, shape: tuple[int, ...]) -> None:
+        """Give an attribute its type, after checking its shape and values."""
+        if getattr(self, name) is None:
+            return
+        values: np.ndarray = np.ascontiguousarray(getattr(self, name), dtype)
+        if values.shape != shape:
+            raise BadMesh(f"the mesh's {name} have shape {values.shape}, not {shape}")
+        if not np.isfinite(values).all():
+            raise BadMesh(f"the mesh's {name} contain NaN or infinity")
+        object.__setattr__(self, name, values)

@@ -1,0 +1,133 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from mesh_fields import EXTENT, distances, soft_grid
+
+from dreamflow_core.mesh import topology
+from dreamflow_core.mesh.bake import bake, fill, sample_texture, surface_texels
+from dreamflow_core.mesh.extract import extract, simplify
+from dreamflow_core.mesh.mesh import BadMesh, Mesh
+from dreamflow_core.mesh.unwrap import unwrap
+
+SIZE = 256
+
+
+def colour(points: np.ndarray) -> np.ndarray:
+    return 0.5 + 0.45 * np.sin(3 * points + [0, 1, 2])
+
+
+@pytest.fixture(scope="module")
+def closed() -> Mesh:
+    return simplify(extract(soft_grid("duck", 48), EXTENT, threshold=50.0), 2000)
+
+
+@pytest.fixture(scope="module")
+def flat(closed: Mesh) -> Mesh:
+    return unwrap(closed, SIZE)[0]
+
+
+def texels_under(uvs: np.ndarray, faces: np.ndarray, size: int) -> np.ndarray:
+    """How many triangles cover each texel centre, strictly, (size, size): one triangle at a time."""
+    count = np.zeros((size, size), int)
+    for a, b, c in uvs[faces].astype(np.float64) * size - 0.5:
+        low = np.maximum(np.floor(np.minimum(np.minimum(a, b), c)).astype(int), 0)
+        high = np.minimum(np.ceil(np.maximum(np.maximum(a, b), c)).astype(int) + 1, size)
+        x, y = np.meshgrid(np.arange(low[0], high[0]), np.arange(low[1], high[1]))
+        sides = [(q[0] - p[0]) * (y - p[1]) - (q[1] - p[1]) * (x - p[0]) for p, q in ((a, b), (b, c), (c, a))]
+        inside = np.all([s > 1e-4 for s in sides], axis=0) | np.all([s < -1e-4 for s in sides], axis=0)
+        count[low[1] : high[1], low[0] : high[0]] += inside
+    return count
+
+
+def test_charts_do_not_overlap_and_keep_the_surface(closed: Mesh, flat: Mesh):
+    assert flat.uvs is not None
+    assert flat.uvs.min() > 1 / SIZE and flat.uvs.max() < 1 - 1 / SIZE
+    count = texels_under(flat.uvs, flat.faces, 2 * SIZE)
+    assert count.max() == 1
+    assert (count > 0).mean() > 0.3
+    assert np.array_equal(flat.vertices[flat.faces], closed.vertices[closed.faces])
+    _, place = topology.weld(flat.vertices)
+    assert topology.is_closed(place[flat.faces])
+
+
+def test_every_vertex_knows_the_one_it_was(closed: Mesh):
+    coloured = Mesh(closed.vertices, closed.faces, colours=colour(closed.vertices))
+    flat, source = unwrap(coloured, SIZE)
+    assert np.array_equal(flat.vertices, closed.vertices[source])
+    assert np.abs(flat.colours - colour(flat.vertices)).max() < 1e-6
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1e3])
+def test_unwrapping_does_not_depend_on_the_size_of_the_mesh(closed: Mesh, scale: float):
+    flat, _ = unwrap(Mesh(closed.vertices * scale, closed.faces), SIZE)
+    assert flat.uvs is not None
+    in_space = np.pad(flat.uvs, ((0, 0), (0, 1)))
+    assert (topology.face_areas(in_space, flat.faces) > 0).all()
+
+
+def test_charts_do_not_touch(flat: Mesh):
+    assert flat.uvs is not None
+    _, chart = np.unique(topology.components(flat.faces), return_inverse=True)
+    owner = np.full((SIZE, SIZE), -1)
+    texels = surface_texels(flat, SIZE)
+    owner.reshape(-1)[texels.index[texels.inside]] = chart[texels.face[texels.inside]]
+    for axis in (0, 1):
+        here, next_to = owner.take(range(SIZE - 1), axis), owner.take(range(1, SIZE), axis)
+        assert ((here == next_to) | (here < 0) | (next_to < 0)).all()
+
+
+def test_texels_lie_on_the_surface(flat: Mesh):
+    texels = surface_texels(flat, SIZE)
+    assert len(np.unique(texels.index)) == len(texels.index)
+    assert texels.weights.min() > -1e-5 and np.allclose(texels.weights.sum(1), 1, atol=1e-5)
+    points = texels.interpolate(flat.vertices, flat.faces)
+    off = np.abs(distances("duck", points))
+    assert off.mean() < 0.003 and off.max() < 0.03
+    # Texels in a face are the points of the face at their own UVs; no texel in a face is left out.
+    row, column = np.divmod(texels.index, SIZE)
+    centres = (np.stack([column, row], axis=-1) + 0.5) / SIZE
+    uvs = texels.interpolate(flat.uvs, flat.faces)
+    assert np.abs(uvs - centres)[texels.inside].max() < 1e-5
+    assert np.linalg.norm(uvs - centres, axis=1).max() < 1.5 / SIZE
+    covered = texels_under(flat.uvs, flat.faces, SIZE).reshape(-1) > 0
+    assert set(np.flatnonzero(covered)) <= set(texels.index[texels.inside])
+
+
+def test_a_baked_texture_gives_the_colours_back_also_at_seams(flat: Mesh):
+    baked = bake(flat, SIZE, colour)
+    rng = np.random.default_rng(0)
+    face = rng.integers(len(flat.faces), size=20000)
+    weights = rng.dirichlet((1, 1, 1), 20000)
+    # A third of the points on edges, a third at corners: this is where seams are.
+    weights[:7000, 0] = 0
+    weights[:7000] /= weights[:7000].sum(1, keepdims=True)
+    weights[7000:14000] = np.eye(3)[rng.integers(3, size=7000)]
+    points = np.einsum("pk,pkc->pc", weights, flat.vertices[flat.faces[face]])
+    uvs = np.einsum("pk,pkc->pc", weights, flat.uvs[flat.faces[face]])
+    # One texel is 2.2 / SIZE wide at the most, and the colour's slope is 1.35.
+    error = np.abs(sample_texture(baked.texture, uvs) - colour(points)).max(1)
+    assert np.median(error) < 1e-3
+    assert error.max() < 1.35 * 2.2 / SIZE * 1.5
+
+
+def test_padding_reaches_everywhere(flat: Mesh):
+    texels = surface_texels(flat, SIZE)
+    one = np.array([0.2, 0.4, 0.6])
+    assert np.abs(fill(texels, np.tile(one, (len(texels.index), 1))) - one).max() < 1e-6
+
+
+def test_sampling_reads_texel_centres_and_the_middle_between_them():
+    texture = np.random.default_rng(0).random((4, 6, 3)).astype(np.float32)
+    assert sample_texture(texture, np.array([[1.5 / 6, 2.5 / 4]])) == pytest.approx(texture[2, 1][None])
+    assert sample_texture(texture, np.array([[2 / 6, 2.5 / 4]])) == pytest.approx(texture[2, 1:3].mean(0)[None])
+    assert sample_texture(texture, np.array([[1.5 / 6 + 1, 2.5 / 4 - 1]])) == pytest.approx(texture[2, 1][None])
+
+
+def test_bad_settings_are_one_clear_error(closed: Mesh, flat: Mesh):
+    with pytest.raises(BadMesh, match="texture size is 8"):
+        unwrap(closed, 8)
+    with pytest.raises(BadMesh, match="no UVs"):
+        bake(closed, SIZE, colour)
+    with pytest.raises(BadMesh, match="texture contain NaN"):
+        bake(flat, SIZE, lambda points: points * np.nan)

@@ -1,0 +1,185 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from mesh_fields import EXTENT, distance_grid, distances, soft_grid
+from scipy.ndimage import gaussian_filter
+
+from dreamflow_core.demo.shapes import SHAPES
+from dreamflow_core.mesh import topology
+from dreamflow_core.mesh.extract import extract, sample_grid, simplify
+from dreamflow_core.mesh.mesh import BadMesh, Mesh
+from dreamflow_core.mesh.repair import pull_apart
+from dreamflow_core.mesh.threshold import automatic_threshold
+
+
+def volume(mesh: Mesh) -> float:
+    return float(topology.face_volumes(mesh.vertices, mesh.faces).sum())
+
+
+def check_closed(mesh: Mesh) -> None:
+    """Watertight, outward, one component; by counting edges here rather than by the code's own count."""
+    uses: dict[tuple[int, int], int] = {}
+    for a, b, c in mesh.faces.tolist():
+        for edge in ((a, b), (b, c), (c, a)):
+            uses[edge] = uses.get(edge, 0) + 1
+    assert set(uses.values()) == {1} and all((b, a) in uses for a, b in uses)
+    assert volume(mesh) > 0
+    assert topology.components(mesh.faces).max() == 0
+    assert len(np.unique(mesh.faces)) == len(mesh.vertices)
+
+
+def test_sphere_has_the_area_and_volume_of_a_sphere():
+    mesh = extract(soft_grid("sphere", 64), EXTENT, threshold=50.0)
+    check_closed(mesh)
+    assert volume(mesh) == pytest.approx(4 / 3 * math.pi * 0.75**3, rel=5e-3)
+    assert topology.face_areas(mesh.vertices, mesh.faces).sum() == pytest.approx(4 * math.pi * 0.75**2, rel=5e-3)
+    assert np.abs(np.linalg.norm(mesh.vertices, axis=1) - 0.75).max() < 3e-3
+    outward = (topology.vertex_normals(mesh.vertices, mesh.faces) * mesh.vertices).sum(1) / 0.75
+    assert outward.min() > 0.99
+
+
+@pytest.mark.parametrize(("shape", "characteristic"), [("sphere", 2), ("torus", 0), ("car", 2), ("rabbit", 2)])
+def test_topology_is_the_shape_s_before_and_after_simplifying(shape: str, characteristic: int):
+    mesh = extract(soft_grid(shape, 56), EXTENT, threshold=50.0)
+    check_closed(mesh)
+    assert topology.euler_characteristic(mesh.faces) == characteristic
+    for budget in (3000, 400):
+        simple = simplify(mesh, budget)
+        check_closed(simple)
+        assert 0.9 * budget <= len(simple.faces) <= budget
+        assert topology.euler_characteristic(simple.faces) == characteristic
+        assert volume(simple) == pytest.approx(volume(mesh), rel=0.04)
+        assert np.abs(distances(shape, simple.vertices)).mean() < 0.02
+
+
+def overlap(first: np.ndarray, second: np.ndarray) -> float:
+    return (first & second).sum() / (first | second).sum()
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(
+    ("scale", "softness", "least"),
+    # Fog; fields at about the density that training settles at; dense fields, which are seen further out.
+    [(0.2, 0.005, 0.98), (2, 0.01, 0.97), (10, 0.02, 0.95), (50, 0.01, 0.9), (200, 0.005, 0.93), (3000, 0.004, 0.8)],
+)
+def test_automatic_threshold_finds_the_shape(shape: str, scale: float, softness: float, least: float):
+    grid = soft_grid(shape, 48, scale, softness)
+    inside = distance_grid(shape, 48) < 0
+    assert overlap(grid > automatic_threshold(grid, EXTENT), inside) > least
+
+
+@pytest.mark.parametrize(("scale", "softness"), [(100, 0.05), (1000, 0.02), (1000, 0.05), (10000, 0.03)])
+def test_automatic_threshold_of_a_dense_field_lies_where_light_stops(scale: float, softness: float):
+    threshold = automatic_threshold(soft_grid("sphere", 64, scale, softness), EXTENT)
+    # Along the normal: density is scale / (1 + e^(d / softness)), its integral from outside to d is
+    # scale * softness * log(1 + e^(-d / softness)).
+    distance = softness * math.log(scale / threshold - 1)
+    light = math.exp(-scale * softness * math.log1p(math.exp(-distance / softness)))
+    assert 0.2 < light < 0.9
+
+
+def test_automatic_threshold_scales_with_the_unit_of_length():
+    grid = soft_grid("duck", 48)
+    assert automatic_threshold(grid / 10, 10 * EXTENT) == pytest.approx(automatic_threshold(grid, EXTENT) / 10)
+
+
+def test_interior_and_dust_do_not_matter():
+    grid = soft_grid("sphere", 64, 200.0)
+    radius = np.linalg.norm(np.stack(np.meshgrid(*[np.linspace(-EXTENT, EXTENT, 64)] * 3, indexing="ij")), axis=0)
+    grid[radius < 0.5] = 0
+    grid[2:4, 2:4, 2:4] = 200
+    mesh = extract(grid, EXTENT)
+    check_closed(mesh)
+    assert topology.euler_characteristic(mesh.faces) == 2
+    assert volume(mesh) == pytest.approx(4 / 3 * math.pi * 0.75**3, rel=0.2)
+
+
+def test_a_field_that_touches_the_border_is_closed_there():
+    full = np.full((24, 24, 24), 30.0)
+    slanted = sample_grid(lambda points: 40.0 * (points.sum(1) > 0.3), 24, 1.0)
+    for grid in (full, slanted):
+        for threshold in (None, 10.0):
+            mesh = extract(grid, 1.0, threshold)
+            check_closed(mesh)
+            assert np.abs(mesh.vertices).max() <= 1.0
+    assert volume(extract(full, 1.0)) == pytest.approx(8, rel=0.3)
+
+
+def test_values_equal_to_the_threshold_do_not_tear_the_surface():
+    steps = np.round(gaussian_filter(np.random.default_rng(0).standard_normal((32, 32, 32)), 2) * 20) + 5
+    check_closed(extract(np.clip(steps, 0, None), 1.0, threshold=5.0))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_rough_surfaces_stay_closed_within_the_budget(seed: int):
+    noise = gaussian_filter(np.random.default_rng(seed).standard_normal((40, 40, 40)), 1.5)
+    mesh = extract(np.exp(8 * noise), 1.0, threshold=2.0)
+    for part in (0.5, 0.2, 0.05):
+        budget = int(part * len(mesh.faces))
+        simple = simplify(mesh, budget)
+        check_closed(simple)
+        assert 0.5 * budget <= len(simple.faces) <= budget
+
+
+def test_pull_apart_joins_two_tetrahedra_that_share_an_edge():
+    vertices = np.array([[0, 0, 0], [0, 0, 1], [1, 0, 0], [1, 1, 0], [-1, 0, 0], [-1, -1, 0]], np.float32)
+
+    def tetrahedron(a: int, b: int, c: int, d: int) -> list[list[int]]:
+        faces = np.array([[a, b, c], [a, c, d], [a, d, b], [b, d, c]])
+        inward = topology.face_volumes(vertices, faces).sum() < 0
+        return (faces[:, ::-1] if inward else faces).tolist()
+
+    faces = np.array(tetrahedron(0, 1, 2, 3) + tetrahedron(0, 1, 4, 5))
+    assert not topology.is_closed(faces)
+    mesh = Mesh(*pull_apart(vertices, faces))
+    check_closed(mesh)
+    assert volume(mesh) == pytest.approx(2 / 6, rel=0.1)
+
+
+def test_welding_a_split_mesh_gives_its_topology_back():
+    mesh = extract(soft_grid("torus", 32), EXTENT)
+    split = np.arange(mesh.faces.size).reshape(-1, 3)
+    vertices = mesh.vertices[mesh.faces.reshape(-1)]
+    first, place = topology.weld(vertices)
+    assert len(first) == len(mesh.vertices)
+    assert topology.is_closed(place[split]) and topology.euler_characteristic(place[split]) == 0
+    smooth = topology.vertex_normals(mesh.vertices, mesh.faces)[mesh.faces.reshape(-1)]
+    assert np.abs(topology.vertex_normals(vertices, split) - smooth).max() < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("grid", "extent", "threshold", "words"),
+    [
+        (np.zeros((8, 8, 8)), 1.0, None, "the scene is empty"),
+        (np.full((8, 8, 8), 1e-4), 1.0, None, "the scene is empty"),
+        (np.ones((8, 8, 8)), 1.0, 2.0, "lower the threshold"),
+        (np.ones((8, 8, 8)), 1.0, -1.0, "threshold is -1.0"),
+        (np.ones((8, 8, 8)), 1.0, math.nan, "threshold is nan"),
+        (np.full((8, 8, 8), np.nan), 1.0, None, "NaN"),
+        (-np.ones((8, 8, 8)), 1.0, None, "negative"),
+        (np.ones((8, 8, 7)), 1.0, None, "must be a cube"),
+        (np.ones((8, 8, 8)), 0.0, None, "extent is 0.0"),
+    ],
+)
+def test_bad_fields_are_one_clear_error(grid: np.ndarray, extent: float, threshold: float | None, words: str):
+    with pytest.raises(BadMesh, match=words):
+        extract(grid, extent, threshold)
+
+
+def test_bad_meshes_are_one_clear_error():
+    corners, face = np.eye(3), np.array([[0, 1, 2]])
+    with pytest.raises(BadMesh, match="no faces"):
+        Mesh(corners, np.zeros((0, 3)))
+    with pytest.raises(BadMesh, match="vertices contain NaN"):
+        Mesh(corners * np.nan, face)
+    with pytest.raises(BadMesh, match="3 vertices but its faces index 0 to 3"):
+        Mesh(corners, np.array([[0, 1, 3]]))
+    with pytest.raises(BadMesh, match=r"uvs have shape \(2, 2\), not \(3, 2\)"):
+        Mesh(corners, face, uvs=np.zeros((2, 2)))
+    with pytest.raises(BadMesh, match="texture but no UVs"):
+        Mesh(corners, face, texture=np.zeros((4, 4, 3)))
+    with pytest.raises(BadMesh, match="face budget is 3"):
+        simplify(Mesh(corners, face), 3)
