@@ -3,7 +3,8 @@
 Conventions, stated once for the whole project: right-handed, Y up, as in glTF. Angles are degrees.
 Azimuth 0 is the front (camera on +Z, looking along -Z) and grows towards +X; elevation grows
 towards +Y. Images have their first row at the top. Positions are in scene units; a scene fits in
-the unit sphere around the origin.
+the unit sphere around the origin. Clip space is OpenGL's: a point is visible where -w <= x, y, z <= w,
+x to the right, y up, z away from the camera.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ class Cameras:
     def axes(self) -> tuple[Tensor, Tensor, Tensor]:
         """Right, up and backward (away from the origin) unit vectors, each (B, 3)."""
         backward = torch.nn.functional.normalize(self.position(), dim=-1)
-        world_up = torch.tensor([0.0, 1.0, 0.0], device=backward.device).expand_as(backward)
+        world_up = torch.tensor([0.0, 1.0, 0.0]).to(backward).expand_as(backward)
         right = torch.nn.functional.normalize(torch.linalg.cross(world_up, backward), dim=-1)
         return right, torch.linalg.cross(backward, right), backward
 
@@ -67,6 +68,30 @@ class Cameras:
         right, up, backward = (axis[:, None, None, :] for axis in (right, up, backward))
         directions = torch.nn.functional.normalize(x * right + y * up - backward, dim=-1)
         return self.position()[:, None, None, :].expand_as(directions), directions
+
+    def world_to_camera(self) -> Tensor:
+        """Rigid transforms to camera space (x right, y up, looking along -z), (B, 4, 4), for column vectors."""
+        rotation = torch.stack(self.axes(), dim=1)
+        translation = -(rotation @ self.position()[:, :, None])
+        bottom = torch.tensor([0.0, 0.0, 0.0, 1.0]).to(rotation).expand(len(self), 1, 4)
+        return torch.cat([torch.cat([rotation, translation], dim=2), bottom], dim=1)
+
+    def world_to_clip(self, near: float = 0.1, far: float = 100.0) -> Tensor:
+        """Perspective projections from world to clip space, (B, 4, 4), for column vectors.
+
+        A point on the ray that `rays` gives a pixel lands on that pixel's centre; its w is its distance
+        along the viewing axis.
+
+        Args:
+            near, far: distances along the viewing axis that clip space's depth range spans.
+        """
+        focal = 1 / torch.tan(torch.deg2rad(self.fov) / 2)
+        projection = focal.new_zeros(len(self), 4, 4)
+        projection[:, 0, 0] = projection[:, 1, 1] = focal
+        projection[:, 2, 2] = (near + far) / (near - far)
+        projection[:, 2, 3] = 2 * near * far / (near - far)
+        projection[:, 3, 2] = -1
+        return projection @ self.world_to_camera()
 
     def view_names(self) -> list[str]:
         """The name in `VIEW_NAMES` of each view."""
