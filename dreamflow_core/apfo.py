@@ -216,6 +216,7 @@ class _Loop:
         """One iteration of algorithm 1."""
         scene, session, timed, generators = self.scene, self.session, self.stopwatch, self.generators
         sigma, weight = self.guidance.step(self.schedule, self.step, generators["levels"])
+        scene.begin(self.step / len(self.schedule))
         views = scene.sample_views(generators["views"])
         with timed("render"):
             render = scene.render(views)
@@ -249,7 +250,7 @@ class _Loop:
             level=self.schedule.level(self.step - 1) + 1,
             levels=len(self.schedule.levels) - 1,
             sigma=sigma,
-            losses={name: float(value) for name, value in losses.items()},
+            losses={name: float(value.detach()) for name, value in losses.items()},
             gradient_norm=float(gradient_norm),
             seconds=dict(self.stopwatch.seconds),
             preview=lambda: session.decode(clean) if render.encoded else render.values.detach(),

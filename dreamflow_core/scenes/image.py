@@ -30,6 +30,9 @@ class ImageScene:
         else:
             self.optimiser = torch.optim.Adam([self.values], lr=learning_rate, betas=(0.9, 0.99))
 
+    def begin(self, progress: float) -> None:
+        pass
+
     def sample_views(self, generator: torch.Generator) -> None:
         return None
 

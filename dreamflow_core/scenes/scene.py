@@ -29,6 +29,10 @@ class Scene(Protocol):
 
     optimiser: torch.optim.Optimizer
 
+    def begin(self, progress: float) -> None:
+        """Told before every iteration how much of the run is done, in [0, 1): for coarse to fine."""
+        ...
+
     def sample_views(self, generator: torch.Generator) -> Cameras | None:
         """Views of the next iteration; None for a scene that has no viewpoint."""
         ...
