@@ -81,7 +81,7 @@ def _add_image_options(parser: argparse.ArgumentParser) -> None:
     add("--save-every", type=float, default=Checkpoint.every, metavar="SECONDS", help="between saved states")
 
     model = PriorSettings(model="demo", positive="")
-    add("--model", default=model.model, help="demo, demo-refiner, a diffusers folder or a .safetensors checkpoint")
+    add("--model", default=model.model, help="demo, a diffusers folder or a .safetensors checkpoint")
     add("--negative", default=model.negative, metavar="PROMPT", help="what to keep away from")
     add("--cfg", type=float, default=model.cfg, help="guidance scale; default 1.5 for the demo, 7.5 for others")
     add("--lora", dest="loras", action="append", default=[], metavar="FILE[:WEIGHT]", help="may be repeated")

@@ -38,6 +38,20 @@ def test_text_to_image(tmp_path: Path):
     assert set(run["seconds"]) == {"render", "prior", "phi", "optimiser"}
 
 
+def test_diffusers_model_with_a_lora(tmp_path: Path):
+    """A local folder as --model, half precision, a LoRA file, image to image, another size."""
+    from test_diffusers_prior import make_lora, make_pipeline
+
+    make_pipeline("sd1").save_pretrained(tmp_path / "model")
+    make_lora(tmp_path / "lora.safetensors", "peft")
+    Image.new("RGB", (96, 64), (200, 30, 30)).save(tmp_path / "start.png")
+    arguments = ["--model", tmp_path / "model", "--lora", f"{tmp_path / 'lora.safetensors'}:0.5", "--dtype", "bf16"]
+    arguments += ["--init", tmp_path / "start.png", "--start", 0.5, "--out", tmp_path / "out", *QUICK]
+    done = dreamflow("image", "cat", *arguments)
+    assert done.returncode == 0, done.stderr
+    assert pixels(tmp_path / "out" / "image-0.png").shape == (64, 96, 3)
+
+
 def test_image_to_image_keeps_the_picture_at_low_noise(tmp_path: Path):
     picture = np.zeros((64, 64, 3), np.uint8)
     picture[16:48, 16:48] = (217, 20, 20)

@@ -14,12 +14,16 @@ from dreamflow_core.demo.dataset import SurfaceBank
 from dreamflow_core.demo.model import MODELS, WEIGHTS, DemoModel, ModelConfig, load_model, save_model
 from dreamflow_core.demo.train import Recipe, Run, learning_rate_factor, orthogonalise, sample_sigma
 from dreamflow_core.sampler import heun
-from dreamflow_core.schedule import karras, log_uniform
-from dreamflow_core.state import BadFile
+from dreamflow_core.schedule import log_uniform
+from dreamflow_core.state import BadFile, save_state
 
 CONFIG = ModelConfig(16, 2, (16, 32), (1, 1), (1, 1), 32, 8, sigma_min=0.02, sigma_max=20.0)
 RECIPE = Recipe(CONFIG, views=4, steps=6, log_sigma=(-0.3, 1.5), batch=8, warmup=2)
 CPU = torch.device("cpu")
+needs_judge = pytest.mark.skipif(
+    not (WEIGHTS / "judge.safetensors").exists(),
+    reason="the judge's weights are not there; make them with python -m dreamflow_core.demo.judge",
+)
 
 
 @pytest.fixture(scope="module")
@@ -85,8 +89,9 @@ def test_bad_model_files_are_named(tmp_path: Path):
     (tmp_path / "bad").write_bytes(b"0123456789")
     with pytest.raises(BadFile, match="bad is broken"):
         load_model(tmp_path / "bad")
+    save_state(tmp_path / "foreign", {"weights": torch.ones(1)})
     with pytest.raises(BadFile, match="is not a demo model"):
-        load_model(WEIGHTS / "judge.safetensors")
+        load_model(tmp_path / "foreign")
 
 
 def test_heun_solves_a_gaussian_flow():
@@ -106,6 +111,7 @@ def test_shipped_files_are_small():
     assert sum(sizes.values()) <= 16 * 2**20, sizes
 
 
+@needs_judge
 @torch.no_grad()
 def test_judge_grades_the_truth():
     """The judge on fresh true renders of its half of the views."""
@@ -123,6 +129,7 @@ def test_judge_grades_the_truth():
     assert verdict.colour.float().mean() >= 0.98
 
 
+@needs_judge
 def test_judge_fails_what_is_wrong():
     """Every grade is met by chance only when the descriptions are shuffled against the images."""
     from dreamflow_core.demo.judge import grade, load_judge
@@ -135,10 +142,3 @@ def test_judge_fails_what_is_wrong():
     assert not verdict.colour.any()
     blue = grade(load_judge(), images, [replace(red_cube, colour="blue")])
     assert blue.colour.all()
-
-
-def test_refiner_config_is_for_128_pixels():
-    refiner = load_model(MODELS["demo-refiner"])
-    assert refiner.config.size == 128
-    levels = karras(refiner.config.sigma_max, refiner.config.sigma_min, 4)
-    assert levels[0] == pytest.approx(refiner.config.sigma_max)

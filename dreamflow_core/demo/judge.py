@@ -122,7 +122,7 @@ def load_judge(path: Path = WEIGHTS / "judge.safetensors") -> Judge:
     return judge.requires_grad_(False).eval()
 
 
-def train(work: Path, out: Path, steps: int = 1200, count: int = 64, learning_rate: float = 2e-3) -> None:
+def train(work: Path, out: Path, steps: int = 2500, count: int = 64, learning_rate: float = 2e-3) -> None:
     """Train the judge and write it to `out`; traced views are kept in `work`."""
     bank = SurfaceBank(SIZE, views=600, half="judge", seed=1, cache=work)
     generator = torch.Generator().manual_seed(2)

@@ -31,7 +31,7 @@ class PriorSettings:
     """A model and what it is asked for.
 
     Attributes:
-        model: "demo", "demo-refiner", a local diffusers folder or a single-file checkpoint.
+        model: "demo", a local diffusers folder or a single-file checkpoint.
         positive, negative: prompts.
         cfg: classifier-free guidance scale; None is the kind of model's own default.
         loras: files, each FILE or FILE:WEIGHT.

@@ -73,7 +73,7 @@ def sample(levels: Sequence[Tensor], uv: Tensor, view: Tensor, footprint: Tensor
         coarse = (fine + 1).clamp(max=len(levels) - 1)
         both = corners(fine, 1 - (level - fine)), corners(coarse, level - fine)
         rows, weights = (torch.cat(parts) for parts in zip(*both))
-    values = table.index_select(0, rows.view(-1)).view(*rows.shape, -1)
+    values = table.index_select(0, rows.view(-1)).view(*rows.shape, table.shape[1])
     return (values * weights[:, :, None]).sum(0)
 
 

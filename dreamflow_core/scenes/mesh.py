@@ -1,0 +1,429 @@
+"""The mesh scene: a texture, the vertices, or both, rasterised."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy.ndimage import distance_transform_edt
+from torch import Tensor
+
+from ..cameras import Cameras
+from ..mesh import topology
+from ..mesh.bake import surface_texels
+from ..mesh.mesh import BadMesh, Ints, Mesh
+from ..mesh.precondition import Preconditioner
+from ..render import texture
+from ..render.raster import Fragments, footprint, interpolate, rasterize, to_clip
+from ..render.silhouette import antialias, find_edges
+from ..state import make_generator
+from ..views import ViewRange
+from .scene import Render
+
+TARGETS = ("texture", "geometry", "both")
+LOOKS = ("normal", "colour")
+
+_LIGHT = (0.3, 0.8, 0.55)
+"""Direction towards the light in world axes: from above, the front and a little from +X."""
+_AMBIENT = 0.45
+"""Share of the light that comes from everywhere. Light and share are the demo domain's."""
+_BARE = 0.8
+"""The grey of a mesh that has no colours."""
+
+
+@dataclass(frozen=True)
+class MeshSettings:
+    """What of a mesh is optimised, from which pictures, and how fast. The defaults suit 64 pixels on a CPU.
+
+    Attributes:
+        optimise: "texture", "geometry" (the vertices; which ones form faces never changes), or "both".
+        geometry_look: what the prior sees while geometry alone is optimised: "normal", the map of normals
+            in camera axes, which shows every slope and leaves nothing to be explained by paint; or
+            "colour", the mesh as it looks, for a prior that has never seen a normal map. Where light is
+            baked into the colours, only outlines and the paint's place tell of the shape then.
+        size: side of the images handed to the prior, in pixels.
+        texture_rate: Adam's learning rate for texels, in colour from 0 to 1.
+        geometry_rate: Adam's learning rate for the vertices' parameters, in scene units. Most of a step is
+            smoothed away: 0.05 moves vertices by about 0.01 an iteration.
+        final_rate: share of the learning rates that is left at the end; they fall exponentially.
+        smoothing: lambda of the vertices' preconditioning (`mesh.precondition`): a step moves
+            neighbourhoods about sqrt(lambda) edges wide. Finer meshes and noisier priors want more; too
+            much leaves details out.
+        bending: weight of the loss on the angles between neighbouring faces, summed over the pixels of all
+            views, as the flow's loss is.
+
+    Raises:
+        ValueError: a value is out of its range.
+    """
+
+    optimise: str = "texture"
+    geometry_look: str = "normal"
+    size: int = 64
+    texture_rate: float = 0.02
+    geometry_rate: float = 0.05
+    final_rate: float = 0.2
+    smoothing: float = 10.0
+    bending: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name, allowed in (("optimise", TARGETS), ("geometry_look", LOOKS)):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(allowed)}")
+        if self.size < 1:
+            raise ValueError(f"size is {self.size}; it must be at least 1")
+        for name in ("texture_rate", "geometry_rate", "final_rate"):
+            if not 0 < getattr(self, name) < np.inf:
+                raise ValueError(f"{name} is {getattr(self, name):g}; it must be above 0")
+        for name in ("smoothing", "bending"):
+            if not 0 <= getattr(self, name) < np.inf:
+                raise ValueError(f"{name} is {getattr(self, name):g}; it must be 0 or more")
+
+    def rates(self) -> dict[str, float]:
+        """The learning rate at the start of each thing that is optimised, "texture" and "vertices"."""
+        rates = {"texture": self.texture_rate, "vertices": self.geometry_rate}
+        left_out = {"texture": "vertices", "geometry": "texture", "both": None}[self.optimise]
+        return {name: rate for name, rate in rates.items() if name != left_out}
+
+    @property
+    def look(self) -> str:
+        """What the prior sees: one of `LOOKS`."""
+        return self.geometry_look if self.optimise == "geometry" else "colour"
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What B cameras see of a mesh; differentiable in what is optimised.
+
+    Attributes:
+        colour: (B, 3, H, W) in [0, 1], premultiplied: colour + (1 - alpha) background is the picture.
+        alpha: (B, 1, H, W) in [0, 1].
+        depth: (B, 1, H, W) distance along the ray of what is seen; zero where alpha is.
+        normal: (B, 3, H, W) unit length in world axes; zero where alpha is.
+    """
+
+    colour: Tensor
+    alpha: Tensor
+    depth: Tensor
+    normal: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeshRender(Render):
+    """A training render.
+
+    Attributes:
+        background: (B, 3, H, W) what is behind the object in `values`.
+        losses: the regularisers in use, weighted.
+    """
+
+    background: Tensor
+    losses: dict[str, Tensor]
+
+
+class MeshScene:
+    """A mesh as a `Scene`.
+
+    The colours of an unlit mesh are light times albedo, as the prior paints them: they are shown as they
+    are. Those of any other mesh, and the grey of one without colours, are shaded by a light that is fixed in
+    the world. The texture and the light are multiplied as displayed (sRGB).
+
+    Texels are stored as they are and put back into [0, 1] after every step (projected descent). Logits
+    would make texels slower the nearer they are to 0 or 1, and could not start at either. Texels between
+    the charts of an atlas copy the nearest one inside (`painted_texels`).
+
+    Vertices at one place are one vertex here, so that texture seams neither open nor look like boundaries;
+    texture coordinates keep faces of their own.
+
+    `begin` is called before each iteration and tells how far the run is.
+
+    Memory: a render keeps, until its backward pass and at float32, about 0.15 kB for each pixel that the
+    mesh covers, over all views, if only the texture is optimised and 0.5 kB otherwise; and about 100 bytes a
+    texel with Adam's.
+
+    Args:
+        mesh: to start from. Texture needs UVs and a texture; geometry alone shows whatever colours there are.
+        settings: what is optimised and how.
+        views: where cameras are sampled from.
+        seed: of the backgrounds.
+        device: of the parameters and renders.
+
+    Raises:
+        BadMesh: the mesh lacks what the settings need, or reaches beyond the cameras.
+    """
+
+    def __init__(
+        self,
+        mesh: Mesh,
+        settings: MeshSettings | None = None,
+        views: ViewRange | None = None,
+        *,
+        seed: int,
+        device: torch.device | str = "cpu",
+    ):
+        self.settings, self.views = settings or MeshSettings(), views or ViewRange()
+        self.device = torch.device(device)
+        self._check(mesh)
+        self._start = mesh
+        first, self._place = topology.weld(mesh.vertices)
+        welded = self._place[mesh.faces]
+        self.faces, self.uv_faces = self._tensor(welded), self._tensor(mesh.faces)
+        self.uvs, self.colours = self._optional(mesh.uvs), self._optional(mesh.colours)
+        self.fixed_texture = self._optional(mesh.texture)
+        self.edges, self.neighbours = find_edges(self.faces), neighbours(self.faces)
+        self._lit = not mesh.unlit or (mesh.texture is None and mesh.colours is None)
+        self.fixed_vertices = self._tensor(mesh.vertices[first])
+        self.theta: dict[str, Tensor] = {}
+        rates = self.settings.rates()
+        if "texture" in rates and self.fixed_texture is not None:
+            surface, self._nearest = (self._tensor(index) for index in painted_texels(mesh))
+            self.theta["texture"] = self.fixed_texture.view(-1, 3)[surface]
+        if "vertices" in rates:
+            self.preconditioner = Preconditioner(welded, len(first), self.settings.smoothing)
+            self.theta["vertices"] = self.preconditioner.parameters(self.fixed_vertices)
+        self.generator = make_generator(seed, "mesh")
+        self.optimiser = self._make_optimiser()
+
+    def _check(self, mesh: Mesh) -> None:
+        paints = "texture" in self.settings.rates()
+        if paints and mesh.uvs is None:
+            raise BadMesh("the mesh has no UVs, which its texture needs: unwrap it, then bake a texture")
+        if paints and mesh.texture is None:
+            raise BadMesh("the mesh has no texture to optimise: bake one, of a plain colour if there is nothing else")
+        reach, nearest = float(np.linalg.norm(mesh.vertices, axis=1).max()), self.views.radius[0]
+        if reach >= nearest:
+            raise BadMesh(
+                f"the mesh reaches {reach:.3g} from the origin and cameras are at {nearest:.3g}: "
+                "move and scale it into the unit sphere"
+            )
+
+    def _tensor(self, values: np.ndarray) -> Tensor:
+        return torch.tensor(values, device=self.device)
+
+    def _optional(self, values: np.ndarray | None) -> Tensor | None:
+        return None if values is None else self._tensor(values)
+
+    def _make_optimiser(self) -> torch.optim.Adam:
+        rates = self.settings.rates()
+        groups = [{"params": [value.requires_grad_()], "lr": rates[name]} for name, value in self.theta.items()]
+        # A tiny epsilon: texels and vertices that are seldom seen get small gradients and must still move.
+        optimiser = torch.optim.Adam(groups, betas=(0.9, 0.99), eps=1e-15)
+        optimiser.register_step_post_hook(lambda *_: self._project())
+        return optimiser
+
+    @torch.no_grad()
+    def _project(self) -> None:
+        if "texture" in self.theta:
+            self.theta["texture"].clamp_(0, 1)
+
+    def begin(self, progress: float) -> None:
+        """Prepare an iteration: the learning rates at this share of the run, from 0 to 1."""
+        for group, rate in zip(self.optimiser.param_groups, self.settings.rates().values()):
+            group["lr"] = rate * self.settings.final_rate**progress
+
+    def sample_views(self, generator: torch.Generator) -> Cameras:
+        return self.views.sample(generator)
+
+    def vertices(self) -> Tensor:
+        """Where the welded vertices are, (W, 3); differentiable if they are optimised."""
+        parameters = self.theta.get("vertices")
+        return self.fixed_vertices if parameters is None else self.preconditioner.vertices(parameters)
+
+    def texture(self) -> Tensor | None:
+        """The texture (H, W, 3) in [0, 1], if there is one; differentiable if it is optimised."""
+        texels = self.theta.get("texture")
+        if texels is None or self.fixed_texture is None:
+            return self.fixed_texture
+        return texels.index_select(0, self._nearest).view_as(self.fixed_texture)
+
+    def render(self, views: Cameras) -> MeshRender:
+        """Images of the views at `settings.size`, each on a random colour of its own.
+
+        So holes cannot be filled with paint of the background's colour.
+        """
+        vertices = self.vertices()
+        drawn = self._draw(vertices, views, self.settings.size, (self.settings.look, "alpha"))
+        colours = torch.rand(len(views), 3, generator=self.generator).to(vertices)
+        background = colours[:, :, None, None].expand_as(drawn[self.settings.look])
+        images = drawn[self.settings.look] + (1 - drawn["alpha"]) * background
+        return MeshRender(values=images, background=background, losses=self._losses(vertices, len(views)))
+
+    def _losses(self, vertices: Tensor, views: int) -> dict[str, Tensor]:
+        weight = self.settings.bending * views * self.settings.size**2
+        if weight == 0 or "vertices" not in self.theta:
+            return {}
+        return {"bending": weight * bending(vertices, self.faces, self.neighbours)}
+
+    def regularise(self, render: Render) -> dict[str, Tensor]:
+        assert isinstance(render, MeshRender)
+        return render.losses
+
+    def draw(self, views: Cameras, size: int) -> Drawn:
+        """What cameras see at any size, without randomness."""
+        drawn = self._draw(self.vertices(), views, size, ("colour", "alpha", "depth", "world_normal"))
+        depth = drawn["depth"] / drawn["alpha"].clamp_min(torch.finfo(drawn["alpha"].dtype).tiny)
+        return Drawn(drawn["colour"], drawn["alpha"], depth, F.normalize(drawn["world_normal"], dim=1))
+
+    def _draw(self, vertices: Tensor, views: Cameras, size: int, names: tuple[str, ...]) -> dict[str, Tensor]:
+        """Pictures (B, C, size, size) by name, antialiased and premultiplied by alpha."""
+        clip = to_clip(vertices, views.world_to_clip().to(vertices))
+        fragments = rasterize(clip, self.faces, (size, size))
+        surface = _Surface(self, vertices, views, fragments)
+        columns = [getattr(surface, name)() for name in names]
+        image = antialias(fragments.image(torch.cat(columns, dim=1)), fragments, clip, self.edges)
+        parts = image.permute(0, 3, 1, 2).split([column.shape[1] for column in columns], dim=1)
+        return dict(zip(names, parts))
+
+    def mesh(self) -> Mesh:
+        """The mesh as it is now, with the vertices, faces and UVs in their first order.
+
+        Raises:
+            BadMesh: a texel or a vertex is NaN or infinite.
+        """
+        mesh = self._start
+        paint = self.texture()
+        if paint is not None:
+            mesh = replace(mesh, texture=paint.detach().cpu().numpy())
+        if "vertices" in self.theta:
+            vertices = self.vertices().detach().cpu().numpy()[self._place]
+            normals = None if mesh.normals is None else topology.vertex_normals(vertices, mesh.faces)
+            mesh = replace(mesh, vertices=vertices, normals=normals)
+        return mesh
+
+    def state_dict(self) -> dict[str, Any]:
+        theta = {name: value.detach() for name, value in self.theta.items()}
+        return {"theta": theta, "generator": self.generator.get_state()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `state_dict` of a scene of the same mesh and settings.
+
+        Raises:
+            BadMesh: its mesh had another size, or something else was optimised.
+        """
+        shapes, own = ({n: tuple(v.shape) for n, v in theta.items()} for theta in (state["theta"], self.theta))
+        if shapes != own:
+            raise BadMesh(f"the saved state is of another mesh or setting: it has {shapes} where {own} is optimised")
+        with torch.no_grad():
+            for name, value in self.theta.items():
+                value.copy_(state["theta"][name])
+        self.generator.set_state(state["generator"])
+
+
+@dataclass(frozen=True)
+class _Surface:
+    """What P covered pixels see of a scene's mesh, by kind, each (P, C)."""
+
+    scene: MeshScene
+    vertices: Tensor
+    views: Cameras
+    fragments: Fragments
+
+    def alpha(self) -> Tensor:
+        return torch.ones_like(self.fragments.depth)
+
+    def colour(self) -> Tensor:
+        """The mesh's own, shaded unless light is in it, in [0, 1]."""
+        return self._albedo() * self._light() if self.scene._lit else self._albedo()
+
+    def _albedo(self) -> Tensor:
+        scene, fragments = self.scene, self.fragments
+        paint = scene.texture()
+        if paint is not None and scene.uvs is not None:
+            uv = interpolate(scene.uvs, scene.uv_faces, fragments)
+            width = footprint(scene.uvs, scene.uv_faces, fragments)
+            return texture.sample(texture.mipmaps(paint[None]), uv, fragments.view, width)
+        if scene.colours is not None:
+            return interpolate(scene.colours, scene.uv_faces, fragments)
+        return self.vertices.new_full((len(fragments.pixel), 3), _BARE)
+
+    def _light(self) -> Tensor:
+        """Half Lambert from one direction, (P, 1) in [0, 1]: no side is so dark that its slopes vanish."""
+        normal = self.world_normal()
+        towards = F.normalize(normal.new_tensor(_LIGHT), dim=0)
+        return _AMBIENT + (1 - _AMBIENT) * (0.5 + 0.5 * normal @ towards)[:, None]
+
+    def depth(self) -> Tensor:
+        """Distance from the camera."""
+        position = interpolate(self.vertices, self.scene.faces, self.fragments)
+        origin = self.views.position().to(position)[self.fragments.view]
+        return (position - origin).norm(dim=1, keepdim=True)
+
+    def world_normal(self) -> Tensor:
+        """Outward, interpolated between the vertices, unit length."""
+        normals = vertex_normals(self.vertices, self.scene.faces)
+        return F.normalize(interpolate(normals, self.scene.faces, self.fragments), dim=1)
+
+    def normal(self) -> Tensor:
+        """The map of normals in camera axes (right, up, towards the camera), from [-1, 1] to [0, 1]."""
+        normal = self.world_normal()
+        axes = torch.stack(self.views.axes(), dim=1).to(normal)[self.fragments.view]
+        return 0.5 + 0.5 * torch.einsum("pij,pj->pi", axes, normal)
+
+
+def painted_texels(mesh: Mesh) -> tuple[Ints, Ints]:
+    """The T texels that hold the colours of a mesh's (H, W, 3) texture, and for every texel the one it copies.
+
+    Those that show no surface copy the nearest that does. Left free they would be seen only in small
+    mipmaps, and Adam would drive them to any colour that makes up for a neighbour's.
+
+    Returns:
+        Indices (T,) of texels, row * W + column; and indices (H * W,) in [0, T).
+
+    Raises:
+        BadMesh: the UVs cover no texel, or the texture's size is out of range.
+    """
+    assert mesh.texture is not None and mesh.uvs is not None
+    height, width = mesh.texture.shape[:2]
+    surface = np.arange(height * width)
+    # Other textures are not an atlas in which the places that show the surface are known.
+    if height == width and mesh.uvs.min() >= 0 and mesh.uvs.max() <= 1:
+        surface = surface_texels(mesh, width).index
+    if len(surface) == 0:
+        raise BadMesh("the mesh's UVs cover nothing of its texture: unwrap it again, then bake a texture")
+    number = np.full(height * width, -1)
+    number[surface] = np.arange(len(surface))
+    number = number.reshape(height, width)
+    rows, columns = distance_transform_edt(number < 0, return_distances=False, return_indices=True)
+    return surface, number[rows, columns].reshape(-1)
+
+
+def vertex_normals(vertices: Tensor, faces: Tensor) -> Tensor:
+    """Unit normals (V, 3) of (V, 3) vertices, the mean of the (F, 3) faces around each, weighted by area.
+
+    Differentiable; zero at a vertex without faces.
+    """
+    crosses = _face_crosses(vertices, faces)
+    total = torch.zeros_like(vertices).index_add(0, faces.flatten(), crosses.repeat_interleave(3, dim=0))
+    return F.normalize(total, dim=1)
+
+
+def neighbours(faces: Tensor) -> Tensor:
+    """The pairs of faces (N, 2) on both sides of an edge, of (F, 3) faces on welded vertices."""
+    pairs = torch.cat([faces[:, [1, 2]], faces[:, [2, 0]], faces[:, [0, 1]]]).sort(dim=1).values
+    edge, order = (pairs[:, 0] * (faces.max() + 1) + pairs[:, 1]).sort(stable=True)
+    same = edge[1:] == edge[:-1]
+    return torch.stack([order[:-1][same], order[1:][same]], dim=1) % len(faces)
+
+
+def bending(vertices: Tensor, faces: Tensor, neighbours: Tensor) -> Tensor:
+    """Neighbouring faces should face alike: the mean of 1 - cos of the angles between their normals.
+
+    Args:
+        vertices: (V, 3); differentiable.
+        faces: (F, 3).
+        neighbours: (N, 2) pairs of faces.
+
+    Returns:
+        A scalar in [0, 2], zero for a plane.
+    """
+    normals = F.normalize(_face_crosses(vertices, faces), dim=1)
+    one, other = (normals.index_select(0, side) for side in neighbours.unbind(1))
+    return (1 - (one * other).sum(1)).mean()
+
+
+def _face_crosses(vertices: Tensor, faces: Tensor) -> Tensor:
+    """(F, 3), along the face's normal, twice its area long."""
+    a, b, c = (vertices.index_select(0, corner) for corner in faces.unbind(1))
+    return torch.linalg.cross(b - a, c - a)
