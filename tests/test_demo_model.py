@@ -50,7 +50,9 @@ def test_training_resumes_bit_equal(bank, tmp_path: Path):
 def test_training_lowers_the_loss(bank):
     run = Run(replace(RECIPE, steps=120, batch=16), CPU)
     losses = [run.advance(bank) for _ in range(120)]
-    assert sum(losses[-20:]) < 0.7 * sum(losses[:20])
+    # 1 is the loss of a network that predicts nothing.
+    assert sum(losses[:5]) / 5 > 1
+    assert sum(losses[-20:]) / 20 < 0.9
 
 
 def test_muon_updates_are_nearly_orthogonal():
