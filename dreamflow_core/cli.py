@@ -83,7 +83,7 @@ def _add_image_options(parser: argparse.ArgumentParser) -> None:
     model = PriorSettings(model="demo", positive="")
     add("--model", default=model.model, help="demo, a diffusers folder or a .safetensors checkpoint")
     add("--negative", default=model.negative, metavar="PROMPT", help="what to keep away from")
-    add("--cfg", type=float, default=model.cfg, help="guidance scale; default 1.5 for the demo, 7.5 for others")
+    add("--cfg", type=float, default=model.cfg, help="guidance scale; 1.5 for the demo and 7.5 for others if left out")
     add("--lora", dest="loras", action="append", default=[], metavar="FILE[:WEIGHT]", help="may be repeated")
     add("--dtype", choices=list(DTYPES), default=model.dtype, help="of a diffusers model's weights")
     add("--config", metavar="FOLDER", help="diffusers folder to configure a single-file checkpoint from")
@@ -92,6 +92,7 @@ def _add_image_options(parser: argparse.ArgumentParser) -> None:
     add("--count", type=int, default=image.count, help="how many pictures")
     add("--method", choices=list(METHODS), default=image.method)
     add("--learning-rate", type=float, default=image.learning_rate, help="Adam's, for vsd and sds")
+    add("--start-noise", type=float, default=image.start_noise, help="deviation of the latents it starts from")
     add("--seed", type=int, default=image.seed)
 
     schedule = ScheduleSettings()
@@ -101,7 +102,7 @@ def _add_image_options(parser: argparse.ArgumentParser) -> None:
     add("--iterations", type=int, default=schedule.iterations, help="iterations per level")
     add("--spacing", choices=SPACINGS, default=schedule.spacing, help="of the levels")
 
-    phi = PhiSettings()
+    phi = image.phi
     add("--phi-rank", type=int, default=phi.rank, help="rank of the scene denoiser's LoRA")
     add("--phi-learning-rate", type=float, default=phi.learning_rate)
     add("--phi-level", choices=PHI_LEVELS, default=phi.level, help="noise level at which the scene denoiser learns")

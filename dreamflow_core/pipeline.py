@@ -62,21 +62,26 @@ class ImageSettings:
         count: how many, each a particle of one distribution.
         method: "apfo", "vsd" or "sds".
         learning_rate: Adam's, for VSD and SDS; APFO moves by the flow itself.
+        start_noise: standard deviation of the latents it starts from, where it does not start from an
+            image. What phi has not learned of that noise stays in the images, so it is small.
         seed: of everything random.
     """
 
     count: int = 4
     method: str = "apfo"
     learning_rate: float = 0.02
+    start_noise: float = 0.1
     seed: int = 0
     schedule: ScheduleSettings = field(default_factory=ScheduleSettings)
-    phi: PhiSettings = field(default_factory=PhiSettings)
+    phi: PhiSettings = field(default_factory=lambda: PhiSettings(learning_rate=1e-2))
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise ValueError(f"there is no method '{self.method}'; it must be one of {', '.join(METHODS)}")
         if self.count < 1:
             raise ValueError(f"the count of images is {self.count}; it must be at least 1")
+        if not self.start_noise >= 0:
+            raise ValueError(f"the start noise is {self.start_noise}; it must not be negative")
 
 
 def images(
@@ -105,7 +110,7 @@ def images(
     """
     shape = prior.latent_shape(*size)
     levels = settings.schedule.build(prior)
-    noise = torch.randn(settings.count, *shape, generator=make_generator(settings.seed, "start"))
+    noise = settings.start_noise * torch.randn(settings.count, *shape, generator=make_generator(settings.seed, "start"))
     with torch.no_grad():
         start = noise if init is None else prior.run(lambda session: _encode(session, init, settings.count))
         device = prior.run(lambda session: session.device)

@@ -116,6 +116,7 @@ def bad_inputs(folder: Path) -> dict[str, tuple[list, str]]:
         "rising schedule": (["a cube", "--start", "0.2", "--end", "0.8"], "1 >= start > end >= 0"),
         "no levels": (["a cube", "--levels", "0"], "0 levels"),
         "no count": (["a cube", "--count", "0"], "count"),
+        "noise": (["a cube", "--start-noise", "-1"], "start noise is -1.0"),
         "rank": (["a cube", "--phi-rank", "0"], "rank is 0"),
         "method": (["a cube", "--method", "magic"], "invalid choice: 'magic'"),
         "not a number": (["a cube", "--levels", "many"], "invalid int value: 'many'"),
