@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 import os
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -55,14 +57,25 @@ def load_state(path: Path) -> dict[str, Any]:
     Raises:
         BadFile: the file is missing, broken, or not one of ours.
     """
+    with open_tensors(path, _FORMAT, "a saved state of DreamFlow") as (file, metadata):
+        return _unpack(json.loads(metadata["tree"]), file)
+
+
+@contextmanager
+def open_tensors(path: Path, format_: str, kind: str) -> Iterator[tuple[Any, dict[str, str]]]:
+    """An open safetensors file and its metadata, whose "format" has to be `format_`.
+
+    Raises:
+        BadFile: the file is missing, broken, or of another format; `kind` says what it should be.
+    """
     if not path.is_file():
-        raise BadFile(f"there is no file {path}")
+        raise BadFile(f"there is no file {path}; it should be {kind}")
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
-            if metadata.get("format") != _FORMAT:
-                raise BadFile(f"{path} is not a saved state of DreamFlow")
-            return _unpack(json.loads(metadata["tree"]), file)
+            if metadata.get("format") != format_:
+                raise BadFile(f"{path} is not {kind}")
+            yield file, metadata
     except SafetensorError as error:
         raise BadFile(f"{path} is broken: {error}") from error
 

@@ -13,12 +13,11 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
 from ..parameterisation import edm
-from ..state import BadFile, write_bytes
+from ..state import open_tensors, write_bytes
 from .vocabulary import SLOTS, Description
 
 SIGMA_DATA = 0.5
@@ -222,14 +221,6 @@ def load_tensors(path: Path, format_: str, kind: str) -> tuple[dict[str, Tensor]
     Raises:
         BadFile: the file is missing, broken, or not of this format; `kind` says what it should be.
     """
-    if not path.is_file():
-        raise BadFile(f"there is no file {path}; it should be {kind}")
-    try:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-            if metadata.get("format") != format_:
-                raise BadFile(f"{path} is not {kind}")
-            names = file.keys()
-            return {name: file.get_tensor(name).float() for name in names}, metadata
-    except SafetensorError as error:
-        raise BadFile(f"{path} is broken: {error}") from error
+    with open_tensors(path, format_, kind) as (file, metadata):
+        names = file.keys()
+        return {name: file.get_tensor(name).float() for name in names}, metadata
