@@ -1,4 +1,4 @@
-"""The one optimisation loop: DreamFlow's algorithm 1 (arXiv 2403.14966), and VSD and SDS by strategy.
+"""The one optimisation loop: DreamFlow's algorithm (arXiv 2403.14966), and VSD and SDS by strategy.
 
 for each level sigma_i of the schedule, `iterations` times:
     render the scene from sampled views, encode:          z = E(g(theta, c))
@@ -213,7 +213,7 @@ class _Loop:
 
     @torch.enable_grad()
     def iterate(self) -> Progress:
-        """One iteration of algorithm 1."""
+        """One iteration, as at the top of this file."""
         scene, session, timed, generators = self.scene, self.session, self.stopwatch, self.generators
         sigma, weight = self.guidance.step(self.schedule, self.step, generators["levels"])
         scene.begin(self.step / len(self.schedule))

@@ -8,8 +8,8 @@ Each moves latents by Delta = weight * (D_p - D_phi) at z_t = z + sigma eps.
 | VSD | a random one of the schedule's | sigma / (1 + sigma^2) | phi |
 | SDS | a random one of the schedule's | sigma / (1 + sigma^2) | z itself |
 
-APFO: DreamFlow (arXiv 2403.14966), equation 11. VSD: ProlificDreamer (arXiv 2305.16213), equation 9.
-SDS: DreamFusion (arXiv 2209.14988), equation 3. The weight of VSD and SDS is their usual
+APFO: DreamFlow (arXiv 2403.14966). VSD: ProlificDreamer (arXiv 2305.16213). SDS: DreamFusion (arXiv
+2209.14988). The weight of VSD and SDS is their usual
 w(t) = 1 - alpha_bar = sigma^2 / (1 + sigma^2) on a difference of noises, written for denoised estimates.
 """
 

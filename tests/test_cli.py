@@ -126,7 +126,7 @@ def bad_inputs(folder: Path) -> dict[str, tuple[list, str]]:
 
 
 def test_bad_input_is_one_line_status_2_and_writes_nothing(tmp_path: Path):
-    """All in one process after the other's import: the command's own entry, called as a function."""
+    """The command's own entry, called as a function: a process for each would take minutes."""
     from dreamflow_core import cli
 
     for name, (arguments, message) in bad_inputs(tmp_path).items():

@@ -206,11 +206,3 @@ def demo_cameras(azimuth: Tensor, elevation: Tensor) -> Cameras:
     """Cameras with the demo domain's fixed radius and field of view."""
     constant = torch.ones_like(azimuth)
     return Cameras(azimuth, elevation, CAMERA_RADIUS * constant, CAMERA_FOV * constant)
-
-
-def stack_surfaces(surfaces: list[Surface]) -> Surface:
-    """One batch out of several of the same size."""
-    alpha, position, normal, depth = (
-        torch.cat([getattr(s, name) for s in surfaces]) for name in ("alpha", "position", "normal", "depth")
-    )
-    return Surface(alpha, position, normal, depth, surfaces[0].pixel)
