@@ -61,7 +61,7 @@ class RingPrior:
     def __init__(self, network: Network):
         self.network = network.requires_grad_(False)
 
-    def run(self, body):
+    def run(self, body, look=None):
         return body(self)
 
     def denoise(self, z_t: Tensor, sigma: float, views: None, *, guided: bool) -> Tensor:

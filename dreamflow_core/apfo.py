@@ -134,7 +134,7 @@ def optimise(
             if store:
                 store.save()
 
-    prior.run(body)
+    prior.run(body, scene.view)
 
 
 class Phi:

@@ -16,8 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from .cameras import Cameras
+from .views import View
 
 T = TypeVar("T")
+
+Look = Callable[[Cameras, int], View]
+"""What cameras see of a scene, at a size in pixels."""
 
 
 class Session(Protocol):
@@ -67,8 +71,11 @@ class Prior(Protocol):
         """
         ...
 
-    def run(self, body: Callable[[Session], T]) -> T:
-        """Call `body` with a session that is good until it returns, and return its result."""
+    def run(self, body: Callable[[Session], T], look: Look | None = None) -> T:
+        """Call `body` with a session that is good until it returns, and return its result.
+
+        `look` shows the scene that is being optimised, for a prior that conditions on it.
+        """
         ...
 
 

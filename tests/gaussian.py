@@ -26,7 +26,7 @@ class GaussianPrior:
         self.mean, self.std, self.scene = mean, std, scene
         self.network = nn.Linear(8, 8).double().requires_grad_(False)
 
-    def run(self, body):
+    def run(self, body, look=None):
         return body(self)
 
     def encode(self, images: Tensor) -> Tensor:

@@ -86,9 +86,9 @@ def test_a_texture_fitted_to_pictures_is_right_from_new_views():
     red, cyan = (torch.tensor(truth.COLOURS[name]).expand(32, 3) for name in ("red", "cyan"))
     target = truth.paint(surface.alpha, surface.shade(), stripes.mask(surface), red, cyan, torch.zeros(32, 3))
     scene = MeshScene(painted(sphere(3, 0.75, unlit=True), 64), MeshSettings(size=48, texture_rate=0.05), seed=0)
-    assert psnr(scene.draw(cameras[24:], 48).colour, target[24:]) < 16
+    assert psnr(scene.view(cameras[24:], 48).colour, target[24:]) < 16
     fit(scene, target[:24], surface.alpha[:24], cameras[:24], 40)
-    assert psnr(scene.draw(cameras[24:], 48).colour, target[24:]) > 27
+    assert psnr(scene.view(cameras[24:], 48).colour, target[24:]) > 27
     texture = scene.mesh().texture
     assert texture.min() >= 0 and texture.max() <= 1
     # Between charts too: no texel has a colour that is not one of the surface's.
@@ -111,9 +111,9 @@ def test_a_sphere_becomes_a_shape_without_crumpling(shape, look):
         target = 0.8 * surface.shade()
     settings = MeshSettings(optimise="geometry", geometry_look=look, size=48)
     scene = MeshScene(sphere(3, 0.5), settings, seed=0)
-    assert overlap(scene.draw(cameras[32:], 48).alpha, surface.alpha[32:]) < 0.8
+    assert overlap(scene.view(cameras[32:], 48).alpha, surface.alpha[32:]) < 0.8
     fit(scene, (surface.alpha * target)[:32], surface.alpha[:32], cameras[:32], 80)
-    assert overlap(scene.draw(cameras[32:], 48).alpha, surface.alpha[32:]) > 0.9
+    assert overlap(scene.view(cameras[32:], 48).alpha, surface.alpha[32:]) > 0.9
     result = scene.mesh()
     assert mean_angle(result) < 14
     assert topology.is_closed(result.faces) and topology.face_volumes(result.vertices, result.faces).sum() > 0
@@ -128,7 +128,7 @@ def test_bending_flattens():
         generator = torch.Generator().manual_seed(0)
         for _ in range(15):
             noise = torch.randn(2, 3, 32, 32, generator=generator)
-            descend(scene, noise + scene.draw(VIEWS, 32).colour.detach(), torch.zeros(()), VIEWS)
+            descend(scene, noise + scene.view(VIEWS, 32).colour.detach(), torch.zeros(()), VIEWS)
         angles.append(mean_angle(scene.mesh()))
     assert angles[1] < 0.9 * angles[0]
 
@@ -154,7 +154,7 @@ def test_gradients_by_texels_equal_finite_differences(unlit):
     pull = torch.randn(2, 3, 24, 24, generator=torch.Generator().manual_seed(0)).double()
 
     def loss() -> Tensor:
-        return (pull * scene.draw(VIEWS, 24).colour.square()).sum()
+        return (pull * scene.view(VIEWS, 24).colour.square()).sum()
 
     (gradient,) = torch.autograd.grad(loss(), texels)
     for index in gradient.abs().flatten().topk(5).indices.tolist():
@@ -197,7 +197,7 @@ def difference(loss, parameter: Tensor, index: int, step: float) -> float:
 
 
 def test_depth_normals_and_alpha_of_a_sphere():
-    drawn = MeshScene(sphere(4, 0.75), MeshSettings(optimise="geometry"), seed=0).draw(VIEWS, 32)
+    drawn = MeshScene(sphere(4, 0.75), MeshSettings(optimise="geometry"), seed=0).view(VIEWS, 32)
     origins, directions = VIEWS.rays(32)
     along = -(origins * directions).sum(-1)
     offset = origins.square().sum(-1) - along.square()
@@ -222,7 +222,7 @@ def test_normal_maps_are_in_camera_axes():
 def test_light_is_added_only_where_none_is_in_the_colours():
     front = orbit(1, 0.0, 3.0, 40.0)
     unlit, lit, grey = (
-        MeshScene(mesh, MeshSettings(optimise="geometry"), seed=0).draw(front, 32).colour[0, :, 8:24, 8:24]
+        MeshScene(mesh, MeshSettings(optimise="geometry"), seed=0).view(front, 32).colour[0, :, 8:24, 8:24]
         for mesh in (
             painted(sphere(3, 0.75, unlit=True)),
             painted(sphere(3, 0.75)),
@@ -237,7 +237,7 @@ def test_light_is_added_only_where_none_is_in_the_colours():
 def test_vertex_colours_show():
     mesh = sphere(3, 0.75, unlit=True)
     mesh = replace(mesh, colours=np.broadcast_to((0.2, 0.4, 0.9), mesh.vertices.shape))
-    colour = MeshScene(mesh, MeshSettings(optimise="geometry"), seed=0).draw(VIEWS, 16).colour[:, :, 8, 8]
+    colour = MeshScene(mesh, MeshSettings(optimise="geometry"), seed=0).view(VIEWS, 16).colour[:, :, 8, 8]
     torch.testing.assert_close(colour, torch.tensor([[0.2, 0.4, 0.9]] * 2))
 
 
@@ -245,7 +245,7 @@ def test_alpha_is_open_through_a_torus_and_shows_each_views_own_background():
     torus = simplify(extract(soft_grid("torus", 32), EXTENT), 600)
     scene = MeshScene(painted(torus), MeshSettings(size=32), seed=0)
     above = orbit(3, 80.0, 3.0, 40.0)
-    alpha = scene.draw(above, 32).alpha[:, 0]
+    alpha = scene.view(above, 32).alpha[:, 0]
     assert alpha[:, 15:17, 15:17].max() == 0 and alpha[:, 15, 5:9].min() == 1
     first, second = scene.render(above), scene.render(above)
     assert torch.equal(first.values[:, :, 15, 15], first.background[:, :, 0, 0])
@@ -259,7 +259,7 @@ def test_uv_seams_do_not_look_like_boundaries():
     settings = MeshSettings(optimise="geometry", size=32)
     plain, split = MeshScene(whole, settings, seed=0), MeshScene(painted(whole), settings, seed=0)
     assert len(split.fixed_vertices) == len(whole.vertices) < len(split.mesh().vertices)
-    torch.testing.assert_close(split.draw(VIEWS, 32).alpha, plain.draw(VIEWS, 32).alpha)
+    torch.testing.assert_close(split.view(VIEWS, 32).alpha, plain.view(VIEWS, 32).alpha)
     descend(split, torch.zeros(2, 3, 32, 32), torch.zeros(()), VIEWS)
     moved = split.mesh()
     _, place = topology.weld(moved.vertices)

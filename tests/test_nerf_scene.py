@@ -56,7 +56,7 @@ def test_the_start_is_a_ball_without_fog():
     miss = (origins + closest * directions).norm(dim=-1)[:, None]  # distance at which a ray passes the origin
     assert view.alpha[miss > 0.75].max() < 0.01
     assert view.alpha[miss < 0.2].min() > 0.95
-    assert view.image.min() >= 0 and view.image.max() <= 1
+    assert view.colour.min() >= 0 and view.colour.max() <= 1
 
 
 def test_normals_are_the_direction_in_which_density_falls():
@@ -202,9 +202,9 @@ def test_skipped_space_is_nearly_empty():
     """What the occupancy grid leaves out hardly shows."""
     scene = lively(SMALL)
     views = orbit(2, 20.0, 3.0, 40.0)
-    sparse = scene.view(views, 16).image
+    sparse = scene.view(views, 16).colour
     scene.occupancy.binaries.fill_(True)
-    assert (scene.view(views, 16).image - sparse).abs().max() < 0.1
+    assert (scene.view(views, 16).colour - sparse).abs().max() < 0.1
 
 
 @pytest.mark.parametrize("wrong", [{"background": "blue"}, {"samples": 0}, {"refine_until": 1.5}])
@@ -242,7 +242,7 @@ def test_a_fit_to_pictures_of_a_duck_is_right_from_new_views():
         scene.optimiser.step()
     scene.begin(1.0)
     view = scene.view(cameras[32:], 32)
-    assert psnr(view.image, shaded[32:] + 1 - surface.alpha[32:]) > 23
+    assert psnr(view.on((1.0, 1.0, 1.0)), shaded[32:] + 1 - surface.alpha[32:]) > 23
     assert psnr(view.alpha, surface.alpha[32:]) > 20
     solid = (surface.alpha[32:] > 0.99) & (view.alpha > 0.9)
     deeper = (view.depth - surface.depth[32:])[solid]  # density is soft: it is seen a little below the surface

@@ -42,8 +42,7 @@ class Judge(nn.Module):
         layers: list[nn.Module] = []
         for inputs, outputs in pairwise(widths):
             layers += [nn.Conv2d(inputs, outputs, 3, stride=2, padding=1), nn.GroupNorm(8, outputs), nn.SiLU()]
-            if inputs > 3:
-                layers += [nn.Conv2d(outputs, outputs, 3, padding=1), nn.GroupNorm(8, outputs), nn.SiLU()]
+            layers += [nn.Conv2d(outputs, outputs, 3, padding=1), nn.GroupNorm(8, outputs), nn.SiLU()]
         self.body = nn.Sequential(*layers)
         self.hidden = nn.Linear(widths[-1] * (SIZE // 16) ** 2, 128)
         self.heads = nn.ModuleDict({name: nn.Linear(128, len(SLOTS[name])) for name in GRADED})

@@ -56,21 +56,21 @@ RECIPES = {
 
 
 def orthogonalise(matrix: Tensor, steps: int = 5) -> Tensor:
-    """Nearest semi-orthogonal matrix, roughly: Muon's quintic Newton-Schulz iteration."""
+    """Nearest semi-orthogonal matrix, roughly: Muon's quintic Newton-Schulz iteration, in bfloat16 as Muon does."""
     a, b, c = 3.4445, -4.7750, 2.0315
     x = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
-    x = x / (x.norm() + 1e-7)
+    x = (x / (x.norm() + 1e-7)).bfloat16()
     for _ in range(steps):
         gram = x @ x.T
         x = a * x + (b * gram + c * gram @ gram) @ x
-    return x if matrix.shape[0] <= matrix.shape[1] else x.T
+    return (x if matrix.shape[0] <= matrix.shape[1] else x.T).to(matrix)
 
 
 class Muon(torch.optim.Optimizer):
     """Momentum whose update is orthogonalised; convolution kernels count as (out, in * k * k).
 
-    `torch.optim.Muon` takes only matrices and computes in bfloat16, which CPUs without it emulate.
-    The step is scaled to the size of Adam's, so that both share a learning rate (Liu et al. 2025).
+    `torch.optim.Muon` takes only matrices. The step is scaled to the size of Adam's, so that both share
+    a learning rate (Liu et al. 2025).
     """
 
     def __init__(self, params, lr: float, momentum: float = 0.95):
@@ -139,7 +139,9 @@ class Run:
         batch = bank.batch(recipe.batch, self.generator)
         sigma = sample_sigma(recipe.batch, recipe, self.generator)
         noise = torch.randn(batch.images.shape, generator=self.generator)
-        loss = denoising_loss(self.model, *(t.to(device) for t in (batch.images, batch.words, sigma, noise)))
+        # bfloat16 halves a step's time on CPUs and GPUs that have it.
+        with torch.autocast(device.type, torch.bfloat16):
+            loss = denoising_loss(self.model, *(t.to(device) for t in (batch.images, batch.words, sigma, noise)))
         loss.backward()
         for optimiser in self.optimisers:
             for group in optimiser.param_groups:

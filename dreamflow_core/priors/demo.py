@@ -11,7 +11,7 @@ from torch import Tensor
 from ..cameras import Cameras
 from ..demo.model import DemoModel
 from ..demo.vocabulary import Description, parse
-from ..prior import Session, T, guide
+from ..prior import Look, Session, T, guide
 
 
 class DemoPrior:
@@ -45,7 +45,7 @@ class DemoPrior:
             raise ValueError(f"size {width}x{height} does not fit this demo model, which makes {size}x{size} images")
         return 3, size, size
 
-    def run(self, body: Callable[[Session], T]) -> T:
+    def run(self, body: Callable[[Session], T], look: Look | None = None) -> T:
         return body(self)
 
     def encode(self, images: Tensor) -> Tensor:

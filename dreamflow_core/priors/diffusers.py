@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from ..cameras import Cameras
 from ..parameterisation import Parameterisation, eps, v
-from ..prior import Session, T, guide
+from ..prior import Look, Session, T, guide
 from ..state import BadFile
 
 VIEW_WORDING = {
@@ -105,7 +105,7 @@ class DiffusersPrior:
             raise ValueError(f"size {width}x{height} does not fit this model; both must be multiples of {multiple}")
         return unet.in_channels, height // factor, width // factor
 
-    def run(self, body: Callable[[Session], T]) -> T:
+    def run(self, body: Callable[[Session], T], look: Look | None = None) -> T:
         return body(self)
 
     def encode(self, images: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..cameras import Cameras
+from ..views import View
 from .scene import Render
 
 
@@ -38,6 +39,9 @@ class ImageScene:
 
     def render(self, views: Cameras | None) -> Render:
         return Render(self.values, encoded=not self.pixels)
+
+    def view(self, cameras: Cameras, size: int) -> View:
+        raise ValueError("a bare image has no views: hints from the scene need a radiance field or a mesh")
 
     def regularise(self, render: Render) -> dict[str, Tensor]:
         return {}

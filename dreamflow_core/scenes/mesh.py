@@ -20,7 +20,7 @@ from ..render import texture
 from ..render.raster import Fragments, footprint, interpolate, rasterize, to_clip
 from ..render.silhouette import antialias, find_edges
 from ..state import make_generator
-from ..views import ViewRange
+from ..views import View, ViewRange
 from .scene import Render
 
 TARGETS = ("texture", "geometry", "both")
@@ -91,23 +91,6 @@ class MeshSettings:
     def look(self) -> str:
         """What the prior sees: one of `LOOKS`."""
         return self.geometry_look if self.optimise == "geometry" else "colour"
-
-
-@dataclass(frozen=True)
-class Drawn:
-    """What B cameras see of a mesh; differentiable in what is optimised.
-
-    Attributes:
-        colour: (B, 3, H, W) in [0, 1], premultiplied: colour + (1 - alpha) background is the picture.
-        alpha: (B, 1, H, W) in [0, 1].
-        depth: (B, 1, H, W) distance along the ray of what is seen; zero where alpha is.
-        normal: (B, 3, H, W) unit length in world axes; zero where alpha is.
-    """
-
-    colour: Tensor
-    alpha: Tensor
-    depth: Tensor
-    normal: Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -260,11 +243,11 @@ class MeshScene:
         assert isinstance(render, MeshRender)
         return render.losses
 
-    def draw(self, views: Cameras, size: int) -> Drawn:
-        """What cameras see at any size, without randomness."""
-        drawn = self._draw(self.vertices(), views, size, ("colour", "alpha", "depth", "world_normal"))
+    def view(self, cameras: Cameras, size: int) -> View:
+        """What cameras see at any size; differentiable in what is optimised."""
+        drawn = self._draw(self.vertices(), cameras, size, ("colour", "alpha", "depth", "world_normal"))
         depth = drawn["depth"] / drawn["alpha"].clamp_min(torch.finfo(drawn["alpha"].dtype).tiny)
-        return Drawn(drawn["colour"], drawn["alpha"], depth, F.normalize(drawn["world_normal"], dim=1))
+        return View(drawn["colour"], drawn["alpha"], depth, F.normalize(drawn["world_normal"], dim=1))
 
     def _draw(self, vertices: Tensor, views: Cameras, size: int, names: tuple[str, ...]) -> dict[str, Tensor]:
         """Pictures (B, C, size, size) by name, antialiased and premultiplied by alpha."""

@@ -20,7 +20,7 @@ from ..render import regularisers
 from ..render.hashgrid import HashGrid, HashGridSettings
 from ..render.volume import composite, march, occupancy_grid
 from ..state import make_generator
-from ..views import ViewRange
+from ..views import View, ViewRange
 from .scene import Render
 
 BACKGROUNDS = ("random", "learned")
@@ -174,23 +174,6 @@ class Surround(nn.Module):
         return (torch.stack(basis, dim=-1) @ self.coefficients).sigmoid()
 
 
-@dataclass(frozen=True)
-class View:
-    """What B cameras see, for previews and hints; no gradient.
-
-    Attributes:
-        image: (B, 3, H, W) in [0, 1], on the background that was asked for.
-        alpha: (B, 1, H, W) in [0, 1].
-        depth: (B, 1, H, W) mean distance along the ray of what is seen; zero where alpha is.
-        normal: (B, 3, H, W) unit length in world axes; zero where alpha is.
-    """
-
-    image: Tensor
-    alpha: Tensor
-    depth: Tensor
-    normal: Tensor
-
-
 @dataclass(frozen=True, kw_only=True)
 class NeRFRender(Render):
     """A training render.
@@ -277,15 +260,14 @@ class NeRFScene:
         return render.losses
 
     @torch.no_grad()
-    def view(self, cameras: Cameras, size: int, background: tuple[float, float, float] = (1.0, 1.0, 1.0)) -> View:
-        """What cameras see, without randomness, at any size."""
+    def view(self, cameras: Cameras, size: int) -> View:
+        """What cameras see at any size; no gradient."""
         origins, directions = self._rays(cameras, size)
         jitter = torch.full((len(origins),), 0.5, device=self.device)
         rays = self._render_rays(origins, directions, jitter, normals=True)
         alpha = rays["alpha"]
-        image = rays["colour"] + (1 - alpha) * torch.tensor(background, device=self.device)
         depth = rays["depth"] / alpha.clamp_min(torch.finfo(alpha.dtype).tiny)
-        columns = (image, alpha, depth, F.normalize(rays["normal"], dim=-1))
+        columns = (rays["colour"], alpha, depth, F.normalize(rays["normal"], dim=-1))
         return View(*(c.view(len(cameras), size, size, -1).permute(0, 3, 1, 2) for c in columns))
 
     def _rays(self, cameras: Cameras, size: int) -> tuple[Tensor, Tensor]:

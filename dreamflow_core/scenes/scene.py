@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..cameras import Cameras
+from ..views import View
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,14 @@ class Scene(Protocol):
 
     def render(self, views: Cameras | None) -> Render:
         """g(theta, c), differentiable in theta."""
+        ...
+
+    def view(self, cameras: Cameras, size: int) -> View:
+        """What cameras see, (size, size) pixels each, without randomness.
+
+        Raises:
+            ValueError: the scene is not in three dimensions.
+        """
         ...
 
     def regularise(self, render: Render) -> dict[str, Tensor]:
