@@ -1,10 +1,13 @@
 """How well the demo model follows its prompts, by the judge and by colour statistics.
 
-    python benchmarks/demo_quality.py [--prompts 500] [--cfg 1.5] [--steps 18] [--out evaluation/demo]
+    python benchmarks/demo_quality.py [--prompts 500] [--cfg 1.5] [--steps 18] [--seed 0] [--out evaluation/demo]
 
 Prompts are drawn evenly from all combinations of shape, colours, pattern, view and background. Prints a
 table, the same table for true renders (the judge's own ceiling), and writes the worst cases as a picture
 with their prompts. Samples by Heun's method, 2 * steps - 1 evaluations.
+
+Then the refiner: the first 100 samples are enlarged to its size and taken through its flow from a noise of
+0.3 down. Prints what the judge says of them and how sharp they are, against true renders of that size.
 """
 
 from __future__ import annotations
@@ -15,11 +18,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from dreamflow_core.demo import truth
 from dreamflow_core.demo.dataset import in_half
-from dreamflow_core.demo.judge import Judge, Verdict, grade, load_judge
+from dreamflow_core.demo.judge import Judge, Verdict, grade, load_judge, sharpness
 from dreamflow_core.demo.model import MODELS, DemoModel, load_model
 from dreamflow_core.demo.truth import BACKGROUNDS, COLOURS, PATTERNS, Pattern
 from dreamflow_core.demo.vocabulary import SLOTS, Description, all_descriptions
@@ -30,6 +34,8 @@ from dreamflow_core.schedule import karras
 from dreamflow_core.state import make_generator, write_bytes
 
 GRADES = ("shape", "pattern", "colour", "view")
+REFINED, REFINE_SIGMA = 100, 0.3
+"""How many samples the refiner is tried on, and the noise that its flow starts from."""
 
 
 class PromptPerSample:
@@ -69,6 +75,23 @@ def sample(model: DemoModel, descriptions: Sequence[Description], cfg: float, st
         part = descriptions[start : start + 50]
         noise = torch.randn(len(part), 3, size, size, generator=generator)
         made.append(heun(PromptPerSample(model, part, cfg), noise, levels))
+    return (torch.cat(made) / 2 + 0.5).clamp(0, 1)
+
+
+def enlarge(images: Tensor, size: int) -> Tensor:
+    return F.interpolate(images, (size, size), mode="bilinear")
+
+
+@torch.no_grad()
+def refine(model: DemoModel, images: Tensor, descriptions: Sequence[Description], cfg: float, seed: int) -> Tensor:
+    """Images (B, 3, size, size) in [0, 1], noised to `REFINE_SIGMA` and brought back by the model's flow."""
+    generator = make_generator(seed, "refine")
+    levels = karras(REFINE_SIGMA, 2 * model.config.sigma_min, 8)
+    made = []
+    for part, texts in zip(images.split(20), (descriptions[i : i + 20] for i in range(0, len(images), 20))):
+        # Heun's start is pure noise of the first level; the image rides on it.
+        noise = torch.randn(part.shape, generator=generator) + (part * 2 - 1) / REFINE_SIGMA
+        made.append(heun(PromptPerSample(model, texts, cfg), noise, levels))
     return (torch.cat(made) / 2 + 0.5).clamp(0, 1)
 
 
@@ -118,6 +141,26 @@ def write_failures(images: Tensor, descriptions: Sequence[Description], verdict:
     write_bytes(out / "failures.txt", "\n".join(lines).encode())
 
 
+def evaluate_refiner(
+    model: DemoModel, judge: Judge, images: Tensor, descriptions: Sequence[Description], options: argparse.Namespace
+) -> dict[str, dict[str, float]]:
+    """Sharpness and grades of enlarged, refined and true images."""
+    size = model.config.size
+    enlarged, descriptions = enlarge(images[:REFINED], size), descriptions[:REFINED]
+    refined = refine(model, enlarged, descriptions, options.cfg, options.seed)
+    true = true_renders(descriptions, size, options.seed)
+    save_picture(options.out / "refined.png", contact_sheet(torch.cat([enlarged[:8], refined[:8]]), columns=8))
+    rows = {}
+    for name, batch in (("enlarged", enlarged), ("refined", refined), ("true", true)):
+        grades = table(grade(judge, batch, descriptions), descriptions)["all"]
+        rows[name] = {**grades, "sharpness": sharpness(batch) / sharpness(true)}
+    print(f"\nrefiner, {len(refined)} images of {size} px from noise {REFINE_SIGMA}; sharpness over the truth's")
+    print(f"{'':12s}" + "".join(f"{name:>10s}" for name in rows["true"]))
+    for name, row in rows.items():
+        print(f"{name:12s}" + "".join(f"{value:10.2f}" for value in row.values()))
+    return rows
+
+
 def evaluate(model: DemoModel, judge: Judge, options: argparse.Namespace) -> None:
     descriptions = draw_prompts(options.prompts, options.seed)
     images = sample(model, descriptions, options.cfg, options.steps, options.seed)
@@ -130,12 +173,14 @@ def evaluate(model: DemoModel, judge: Judge, options: argparse.Namespace) -> Non
     print_table("true renders, judged the same way", tables["truth"])
     write_failures(images, descriptions, verdict, options.out)
     save_picture(options.out / "samples.png", contact_sheet(images[:: max(1, len(images) // 64)][:64], columns=8))
+    tables["refiner"] = evaluate_refiner(load_model(options.refiner), judge, images, descriptions, options)
     write_bytes(options.out / "quality.json", json.dumps(tables, indent=2).encode())
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", type=Path, default=MODELS["demo"])
+    parser.add_argument("--refiner", type=Path, default=MODELS["demo-refiner"])
     parser.add_argument("--prompts", type=int, default=500)
     parser.add_argument("--cfg", type=float, default=1.5)
     parser.add_argument("--steps", type=int, default=18)

@@ -113,6 +113,12 @@ def _has_colours(image: Tensor, description: Description) -> bool:
     return set(commonest) == set(asked) and all(shares[c] >= _SHARE[len(asked)] for c in asked)
 
 
+def sharpness(images: Tensor) -> float:
+    """Mean squared Laplacian of images (B, 3, H, W): the energy of their fine detail, noise included."""
+    kernel = images.new_tensor([[0.0, 1, 0], [1, -4, 1], [0, 1, 0]]).expand(3, 1, 3, 3)
+    return F.conv2d(images, kernel, groups=3).square().mean().item()
+
+
 def load_judge(path: Path = WEIGHTS / "judge.safetensors") -> Judge:
     """The trained judge. Raises BadFile if the file is missing, broken or something else."""
     tensors, _ = load_tensors(path, _FORMAT, "a judge")
