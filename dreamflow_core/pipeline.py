@@ -1,19 +1,33 @@
-"""Stages: a prior, a scene and a schedule put together and run."""
+"""Stages: a prior, a scene and a schedule put together and run.
+
+Text to 3D is `optimise_nerf`, `extract_mesh`, then `optimise_mesh` once or more. Settings say what is done
+and hold every default; a schedule, a seed and what a run reports to are arguments.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from . import schedule
 from .apfo import Checkpoint, Progress, optimise
+from .cameras import orbit
 from .guidance import METHODS, PhiSettings
-from .prior import Prior, Session
+from .prior import Look, Prior, Session
 from .scenes.image import ImageScene
+from .scenes.scene import Scene
+from .scenes.settings import MeshSettings, NeRFSettings
 from .state import make_generator
+from .views import View, ViewRange
+
+if TYPE_CHECKING:
+    from .mesh.mesh import Floats, Mesh
+    from .scenes.nerf import NeRFScene
 
 
 @dataclass(frozen=True)
@@ -76,8 +90,7 @@ class ImageSettings:
     phi: PhiSettings = field(default_factory=lambda: PhiSettings(learning_rate=1e-2))
 
     def __post_init__(self) -> None:
-        if self.method not in METHODS:
-            raise ValueError(f"there is no method '{self.method}'; it must be one of {', '.join(METHODS)}")
+        _check_method(self.method)
         if self.count < 1:
             raise ValueError(f"the count of images is {self.count}; it must be at least 1")
         if not self.start_noise >= 0:
@@ -133,3 +146,192 @@ def images(
 
 def _encode(session: Session, image: Tensor, count: int) -> Tensor:
     return session.encode(image[None].to(session.device)).expand(count, -1, -1, -1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """Optimising a scene in three dimensions, whichever it is.
+
+    Attributes:
+        views: cameras.
+        method: "apfo", "vsd" or "sds".
+        phi: how the scene's denoiser learns.
+    """
+
+    views: ViewRange = field(default_factory=ViewRange)
+    method: str = "apfo"
+    phi: PhiSettings = field(default_factory=PhiSettings)
+
+    def __post_init__(self) -> None:
+        _check_method(self.method)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NeRFStage(Stage):
+    """Optimising a radiance field."""
+
+    scene: NeRFSettings = field(default_factory=NeRFSettings)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeshStage(Stage):
+    """Optimising a mesh: its texture, its vertices, or both; tuning and refining alike."""
+
+    scene: MeshSettings = field(default_factory=MeshSettings)
+
+
+@dataclass(frozen=True)
+class ExtractSettings:
+    """From a radiance field to a mesh.
+
+    Attributes:
+        threshold: density at the surface, per scene unit; None finds it.
+        faces: at most so many.
+        texture_size: side of the texture, in texels.
+        resolution: nodes per axis of the grid on which the surface is found.
+    """
+
+    threshold: float | None = None
+    faces: int = 10000
+    texture_size: int = 512
+    resolution: int = 128
+
+
+@dataclass(frozen=True)
+class TurntableSettings:
+    """Pictures from all around.
+
+    Attributes:
+        views: how many, evenly around; the first is the front.
+        size: side of a picture, in pixels.
+        elevation, radius, fov: of the cameras, as in `ViewRange`.
+    """
+
+    views: int = 24
+    size: int = 256
+    elevation: float = 20.0
+    radius: float = 3.0
+    fov: float = 40.0
+
+    def __post_init__(self) -> None:
+        for name in ("views", "size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+
+
+def optimise_nerf(
+    prior: Prior,
+    schedule: schedule.Schedule,
+    stage: NeRFStage,
+    *,
+    seed: int,
+    start: NeRFScene | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
+    cancelled: Callable[[], bool] | None = None,
+    checkpoint: Checkpoint | None = None,
+) -> NeRFScene:
+    """A radiance field whose renders follow the prior.
+
+    Args:
+        prior: the model and its prompts.
+        seed: of everything random.
+        start: a field to start from, which is not changed. Its own sizes and ball replace those of the stage.
+        on_progress, cancelled, checkpoint: see `apfo.optimise`.
+
+    Raises:
+        ValueError: the size does not fit the model.
+    """
+    from .scenes.nerf import NeRFScene
+
+    prior.latent_shape(stage.scene.size, stage.scene.size)
+    settings = stage.scene if start is None else stage.scene.formed_as(start.settings)
+    scene = NeRFScene(settings, stage.views, seed=seed, device=_device(prior))
+    if start is not None:
+        scene.start_from(start)
+    _optimise(scene, prior, schedule, stage, seed, on_progress, cancelled, checkpoint)
+    scene.progress = 1.0
+    return scene
+
+
+def extract_mesh(field: NeRFScene, settings: ExtractSettings) -> Mesh:
+    """The field's surface as one closed mesh with a texture; unlit, as the light is in the colours.
+
+    Raises:
+        BadMesh: the field is empty, nothing is denser than the threshold, or a setting is out of range.
+    """
+    from .mesh.bake import bake
+    from .mesh.extract import extract, simplify
+    from .mesh.unwrap import check_texture_size, unwrap
+
+    check_texture_size(settings.texture_size)
+    density = field.density_grid(settings.resolution).cpu().numpy()
+    mesh = simplify(extract(density, 1.0, settings.threshold), settings.faces)
+    flat, _ = unwrap(replace(mesh, unlit=True), settings.texture_size)
+    return bake(flat, settings.texture_size, lambda points: _colours(field, points))
+
+
+def _colours(field: NeRFScene, points: Floats) -> Floats:
+    return field.colour(torch.from_numpy(np.asarray(points, np.float32))).cpu().numpy()
+
+
+def optimise_mesh(
+    prior: Prior,
+    schedule: schedule.Schedule,
+    mesh: Mesh,
+    stage: MeshStage,
+    *,
+    seed: int,
+    on_progress: Callable[[Progress], None] | None = None,
+    cancelled: Callable[[], bool] | None = None,
+    checkpoint: Checkpoint | None = None,
+) -> Mesh:
+    """The mesh with what the stage optimises changed so that its renders follow the prior.
+
+    Args:
+        prior: the model and its prompts.
+        mesh: inside the unit sphere; with a texture, if the texture is optimised.
+        seed: of everything random.
+        on_progress, cancelled, checkpoint: see `apfo.optimise`.
+
+    Raises:
+        ValueError: the size does not fit the model.
+        BadMesh: the mesh lacks what the stage needs.
+    """
+    from .scenes.mesh import MeshScene
+
+    prior.latent_shape(stage.scene.size, stage.scene.size)
+    scene = MeshScene(mesh, stage.scene, stage.views, seed=seed, device=_device(prior))
+    _optimise(scene, prior, schedule, stage, seed, on_progress, cancelled, checkpoint)
+    return scene.mesh()
+
+
+def turntable(look: Look, settings: TurntableSettings) -> View:
+    """What cameras all around see: `NeRFScene.view`, or `scenes.mesh.look_at` of a mesh."""
+    cameras = orbit(settings.views, settings.elevation, settings.radius, settings.fov)
+    return look(cameras, settings.size)
+
+
+def _optimise(
+    scene: Scene, prior: Prior, schedule: schedule.Schedule, stage: NeRFStage | MeshStage, seed: int, *reporting: Any
+) -> None:
+    on_progress, cancelled, checkpoint = reporting
+    optimise(
+        scene,
+        prior,
+        schedule,
+        METHODS[stage.method](),
+        stage.phi,
+        seed=seed,
+        on_progress=on_progress,
+        cancelled=cancelled,
+        checkpoint=checkpoint,
+    )
+
+
+def _device(prior: Prior) -> torch.device:
+    return prior.run(lambda session: session.device)
+
+
+def _check_method(method: str) -> None:
+    if method not in METHODS:
+        raise ValueError(f"there is no method '{method}'; it must be one of {', '.join(METHODS)}")

@@ -16,15 +16,14 @@ from ..mesh import topology
 from ..mesh.bake import surface_texels
 from ..mesh.mesh import BadMesh, Ints, Mesh
 from ..mesh.precondition import Preconditioner
+from ..prior import Look
 from ..render import texture
 from ..render.raster import Fragments, footprint, interpolate, rasterize, to_clip
 from ..render.silhouette import antialias, find_edges
 from ..state import make_generator
 from ..views import View, ViewRange
-from .scene import Render
-
-TARGETS = ("texture", "geometry", "both")
-LOOKS = ("normal", "colour")
+from .scene import ObjectRender, Render
+from .settings import MeshSettings
 
 _LIGHT = (0.3, 0.8, 0.55)
 """Direction towards the light in world axes: from above, the front and a little from +X."""
@@ -32,78 +31,6 @@ _AMBIENT = 0.45
 """Share of the light that comes from everywhere. Light and share are the demo domain's."""
 _BARE = 0.8
 """The grey of a mesh that has no colours."""
-
-
-@dataclass(frozen=True)
-class MeshSettings:
-    """What of a mesh is optimised, from which pictures, and how fast. The defaults suit 64 pixels on a CPU.
-
-    Attributes:
-        optimise: "texture", "geometry" (the vertices; which ones form faces never changes), or "both".
-        geometry_look: what the prior sees while geometry alone is optimised: "normal", the map of normals
-            in camera axes, which shows every slope and leaves nothing to be explained by paint; or
-            "colour", the mesh as it looks, for a prior that has never seen a normal map. Where light is
-            baked into the colours, only outlines and the paint's place tell of the shape then.
-        size: side of the images handed to the prior, in pixels.
-        texture_rate: Adam's learning rate for texels, in colour from 0 to 1.
-        geometry_rate: Adam's learning rate for the vertices' parameters, in scene units. Most of a step is
-            smoothed away: 0.05 moves vertices by about 0.01 an iteration.
-        final_rate: share of the learning rates that is left at the end; they fall exponentially.
-        smoothing: lambda of the vertices' preconditioning (`mesh.precondition`): a step moves
-            neighbourhoods about sqrt(lambda) edges wide. Finer meshes and noisier priors want more; too
-            much leaves details out.
-        bending: weight of the loss on the angles between neighbouring faces, summed over the pixels of all
-            views, as the flow's loss is.
-
-    Raises:
-        ValueError: a value is out of its range.
-    """
-
-    optimise: str = "texture"
-    geometry_look: str = "normal"
-    size: int = 64
-    texture_rate: float = 0.02
-    geometry_rate: float = 0.05
-    final_rate: float = 0.2
-    smoothing: float = 10.0
-    bending: float = 0.0
-
-    def __post_init__(self) -> None:
-        for name, allowed in (("optimise", TARGETS), ("geometry_look", LOOKS)):
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(allowed)}")
-        if self.size < 1:
-            raise ValueError(f"size is {self.size}; it must be at least 1")
-        for name in ("texture_rate", "geometry_rate", "final_rate"):
-            if not 0 < getattr(self, name) < np.inf:
-                raise ValueError(f"{name} is {getattr(self, name):g}; it must be above 0")
-        for name in ("smoothing", "bending"):
-            if not 0 <= getattr(self, name) < np.inf:
-                raise ValueError(f"{name} is {getattr(self, name):g}; it must be 0 or more")
-
-    def rates(self) -> dict[str, float]:
-        """The learning rate at the start of each thing that is optimised, "texture" and "vertices"."""
-        rates = {"texture": self.texture_rate, "vertices": self.geometry_rate}
-        left_out = {"texture": "vertices", "geometry": "texture", "both": None}[self.optimise]
-        return {name: rate for name, rate in rates.items() if name != left_out}
-
-    @property
-    def look(self) -> str:
-        """What the prior sees: one of `LOOKS`."""
-        return self.geometry_look if self.optimise == "geometry" else "colour"
-
-
-@dataclass(frozen=True, kw_only=True)
-class MeshRender(Render):
-    """A training render.
-
-    Attributes:
-        background: (B, 3, H, W) what is behind the object in `values`.
-        losses: the regularisers in use, weighted.
-    """
-
-    background: Tensor
-    losses: dict[str, Tensor]
 
 
 class MeshScene:
@@ -167,7 +94,7 @@ class MeshScene:
             self.preconditioner = Preconditioner(welded, len(first), self.settings.smoothing)
             self.theta["vertices"] = self.preconditioner.parameters(self.fixed_vertices)
         self.generator = make_generator(seed, "mesh")
-        self.optimiser = self._make_optimiser()
+        self.optimiser: torch.optim.Optimizer = self._make_optimiser()
 
     def _check(self, mesh: Mesh) -> None:
         paints = "texture" in self.settings.rates()
@@ -221,7 +148,7 @@ class MeshScene:
             return self.fixed_texture
         return texels.index_select(0, self._nearest).view_as(self.fixed_texture)
 
-    def render(self, views: Cameras) -> MeshRender:
+    def render(self, views: Cameras) -> ObjectRender:
         """Images of the views at `settings.size`, each on a random colour of its own.
 
         So holes cannot be filled with paint of the background's colour.
@@ -231,7 +158,7 @@ class MeshScene:
         colours = torch.rand(len(views), 3, generator=self.generator).to(vertices)
         background = colours[:, :, None, None].expand_as(drawn[self.settings.look])
         images = drawn[self.settings.look] + (1 - drawn["alpha"]) * background
-        return MeshRender(values=images, background=background, losses=self._losses(vertices, len(views)))
+        return ObjectRender(values=images, background=background, losses=self._losses(vertices, len(views)))
 
     def _losses(self, vertices: Tensor, views: int) -> dict[str, Tensor]:
         weight = self.settings.bending * views * self.settings.size**2
@@ -240,7 +167,7 @@ class MeshScene:
         return {"bending": weight * bending(vertices, self.faces, self.neighbours)}
 
     def regularise(self, render: Render) -> dict[str, Tensor]:
-        assert isinstance(render, MeshRender)
+        assert isinstance(render, ObjectRender)
         return render.losses
 
     def view(self, cameras: Cameras, size: int) -> View:
@@ -292,6 +219,12 @@ class MeshScene:
             for name, value in self.theta.items():
                 value.copy_(state["theta"][name])
         self.generator.set_state(state["generator"])
+
+
+def look_at(mesh: Mesh, device: torch.device | str = "cpu") -> Look:
+    """What cameras see of a mesh, whatever attributes it has; no gradient."""
+    scene = MeshScene(mesh, MeshSettings(optimise="geometry"), seed=0, device=device)
+    return torch.no_grad()(scene.view)
 
 
 @dataclass(frozen=True)

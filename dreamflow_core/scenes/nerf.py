@@ -5,9 +5,9 @@ Colour does not depend on the direction of view, so that it can become a texture
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,86 +19,10 @@ from ..cameras import Cameras
 from ..render import regularisers
 from ..render.hashgrid import HashGrid, HashGridSettings
 from ..render.volume import composite, march, occupancy_grid
-from ..state import make_generator
+from ..state import BadFile, load_state, make_generator, save_state
 from ..views import View, ViewRange
-from .scene import Render
-
-BACKGROUNDS = ("random", "learned")
-
-
-@dataclass(frozen=True)
-class NeRFSettings:
-    """Size, rendering and training of a radiance field. The defaults suit 64 pixels on a CPU.
-
-    "Progress" is the share of the run that is done, from 0 to 1.
-
-    Attributes:
-        grid: the hash grid.
-        hidden: width of the hidden layer of each head.
-        blob_density: density at the origin of the initial ball, per scene unit.
-        blob_radius: where the initial density has fallen to ln 2; it goes on falling exponentially.
-        size: side of the images handed to the prior, in pixels.
-        coarse_size: side of the first renders; it doubles until it reaches `size`, evenly over
-            `refine_until`, and smaller renders are enlarged to `size`.
-        coarse_levels: levels of the grid in use at the start; the others join one by one.
-        refine_until: progress from which size and levels are complete.
-        samples: steps of a ray across the whole scene.
-        occupancy: cells per axis of the grid of occupied space.
-        occupancy_every: iterations between its updates.
-        least_density: space with less is skipped. A lower mean density over the cube lowers it.
-        background: "random": each view on a colour of its own, so that holes cannot be filled with
-            density of the background's colour; "learned": a smooth surround of the scene.
-        orientation, opacity, distortion: weights of the losses in `render.regularisers`, summed over the
-            pixels of all views, as the flow's loss is.
-        grid_rate, head_rate: Adam's learning rates at the start, of the grid and of all else.
-        final_rate: share of the learning rates that is left at the end; they fall exponentially.
-        rays_per_chunk: rays rendered at once. More rays are rendered a chunk at a time and again in the
-            backward pass: the same result in bounded memory, about a third slower.
-
-    Raises:
-        ValueError: a value is out of its range.
-    """
-
-    grid: HashGridSettings = field(default_factory=HashGridSettings)
-    hidden: int = 32
-    blob_density: float = 10.0
-    blob_radius: float = 0.5
-    size: int = 64
-    coarse_size: int = 32
-    coarse_levels: float = 3.0
-    refine_until: float = 0.3
-    samples: int = 64
-    occupancy: int = 32
-    occupancy_every: int = 8
-    least_density: float = 0.05
-    background: str = "random"
-    orientation: float = 0.0
-    opacity: float = 0.0
-    distortion: float = 0.0
-    grid_rate: float = 0.02
-    head_rate: float = 0.005
-    final_rate: float = 0.2
-    rays_per_chunk: int = 1 << 14
-
-    def __post_init__(self) -> None:
-        if self.background not in BACKGROUNDS:
-            raise ValueError(f"background is {self.background!r}; it must be one of {', '.join(BACKGROUNDS)}")
-        for name in ("hidden", "size", "coarse_size", "samples", "occupancy", "occupancy_every", "rays_per_chunk"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        if not 0 <= self.refine_until <= 1:
-            raise ValueError(f"refine_until is {self.refine_until:g}; it must lie between 0 and 1")
-
-    def render_size(self, progress: float) -> int:
-        """Side of renders, before they are enlarged to `size`."""
-        doublings = max(math.ceil(math.log2(self.size / self.coarse_size)), 0)
-        done = doublings if progress >= self.refine_until else int(doublings * progress / self.refine_until)
-        return min(self.coarse_size << done, self.size)
-
-    def active_levels(self, progress: float) -> float:
-        """Levels of the grid in use; a fraction is how much the last one counts."""
-        share = 1.0 if progress >= self.refine_until else progress / self.refine_until
-        return self.coarse_levels + (self.grid.levels - self.coarse_levels) * share
+from .scene import ObjectRender, Render
+from .settings import NeRFSettings
 
 
 class Head(nn.Module):
@@ -174,19 +98,6 @@ class Surround(nn.Module):
         return (torch.stack(basis, dim=-1) @ self.coefficients).sigmoid()
 
 
-@dataclass(frozen=True, kw_only=True)
-class NeRFRender(Render):
-    """A training render.
-
-    Attributes:
-        background: (B, 3, H, W) what is behind the object in `values`.
-        losses: the regularisers in use, weighted.
-    """
-
-    background: Tensor
-    losses: dict[str, Tensor]
-
-
 class NeRFScene:
     """A radiance field as a `Scene`.
 
@@ -215,7 +126,7 @@ class NeRFScene:
         self.occupancy = occupancy_grid(self.settings.occupancy).to(self.device)
         self.generator = make_generator(seed, "nerf")
         self.iteration, self.progress = 0, 1.0
-        self.optimiser = self._make_optimiser()
+        self.optimiser: torch.optim.Optimizer = self._make_optimiser()
         self._update_occupancy()
 
     def _make_optimiser(self) -> torch.optim.Adam:
@@ -227,6 +138,11 @@ class NeRFScene:
         ]
         # A tiny epsilon: entries that are seldom seen get small gradients and must still move.
         return torch.optim.Adam(groups, betas=(0.9, 0.99), eps=1e-15)
+
+    def start_from(self, other: NeRFScene) -> None:
+        """Copy another scene's field and occupied space; its settings are of the same form (`formed_as`)."""
+        self.field.load_state_dict(other.field.state_dict())
+        self.occupancy.load_state_dict(other.occupancy.state_dict())
 
     def begin(self, progress: float) -> None:
         """Prepare an iteration: detail, learning rates and occupied space at this share of the run."""
@@ -240,7 +156,7 @@ class NeRFScene:
     def sample_views(self, generator: torch.Generator) -> Cameras:
         return self.views.sample(generator)
 
-    def render(self, views: Cameras) -> NeRFRender:
+    def render(self, views: Cameras) -> ObjectRender:
         """Images of the views at `settings.size`, on the background of the settings; draws jitter."""
         settings, count = self.settings, len(views)
         size = settings.render_size(self.progress)
@@ -253,10 +169,10 @@ class NeRFScene:
         pixels = count * settings.size**2
         weights = {name: getattr(settings, name) for name in ("orientation", "opacity", "distortion")}
         losses = {name: weight * pixels * rays[name].mean() for name, weight in weights.items() if weight > 0}
-        return NeRFRender(values=images, background=background, losses=losses)
+        return ObjectRender(values=images, background=background, losses=losses)
 
     def regularise(self, render: Render) -> dict[str, Tensor]:
-        assert isinstance(render, NeRFRender)
+        assert isinstance(render, ObjectRender)
         return render.losses
 
     @torch.no_grad()
@@ -390,3 +306,29 @@ class NeRFScene:
 OCCUPANCY_DECAY = 0.7
 """How much of a cell's largest density is remembered from one update to the next: each update looks at
 one random point of the cell, so a few of them together see what is in it."""
+
+
+def save_field(path: Path, scene: NeRFScene) -> None:
+    """Write a radiance field with its settings, as safetensors; the optimiser's state is not kept."""
+    save_state(path, {"field": {"settings": asdict(scene.settings), "scene": scene.state_dict()}})
+
+
+def load_field(path: Path, device: torch.device | str = "cpu") -> NeRFScene:
+    """Read what `save_field` wrote.
+
+    Raises:
+        BadFile: the file is missing, broken, or not a radiance field.
+    """
+    state = load_state(path)
+    if "field" not in state:
+        raise BadFile(f"{path} is not a radiance field")
+    try:
+        settings = state["field"]["settings"]
+        settings = NeRFSettings(**{**settings, "grid": HashGridSettings(**settings["grid"])})
+        scene = NeRFScene(settings, seed=0, device=device)
+        scene.load_state_dict(state["field"]["scene"])
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise BadFile(f"{path} is not a radiance field of this version: {' '.join(str(error).split())}") from error
+    if not all(torch.isfinite(value).all() for value in scene.field.state_dict().values()):
+        raise BadFile(f"{path} holds NaN or infinity")
+    return scene

@@ -25,6 +25,19 @@ class Render:
     encoded: bool = False
 
 
+@dataclass(frozen=True, kw_only=True)
+class ObjectRender(Render):
+    """A training render of an object in space.
+
+    Attributes:
+        background: (B, 3, H, W) what is behind the object in `values`.
+        losses: the regularisers in use, weighted.
+    """
+
+    background: Tensor
+    losses: dict[str, Tensor]
+
+
 class Scene(Protocol):
     """Parameters theta, their optimiser, and how they are rendered."""
 
@@ -38,8 +51,8 @@ class Scene(Protocol):
         """Views of the next iteration; None for a scene that has no viewpoint."""
         ...
 
-    def render(self, views: Cameras | None) -> Render:
-        """g(theta, c), differentiable in theta."""
+    def render(self, views: Any) -> Render:
+        """g(theta, c), differentiable in theta; `views` are of `sample_views`."""
         ...
 
     def view(self, cameras: Cameras, size: int) -> View:

@@ -1,0 +1,168 @@
+"""Settings of the scenes in three dimensions: light to import, so that whoever only offers them can."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+
+from ..render.hashgrid import HashGridSettings
+
+BACKGROUNDS = ("random", "learned")
+TARGETS = ("texture", "geometry", "both")
+LOOKS = ("normal", "colour")
+
+
+@dataclass(frozen=True)
+class NeRFSettings:
+    """Size, rendering and training of a radiance field. The defaults suit 64 pixels on a CPU.
+
+    "Progress" is the share of the run that is done, from 0 to 1.
+
+    Attributes:
+        grid: the hash grid.
+        hidden: width of the hidden layer of each head.
+        blob_density: density at the origin of the initial ball, per scene unit.
+        blob_radius: where the initial density has fallen to ln 2; it goes on falling exponentially.
+        size: side of the images handed to the prior, in pixels.
+        coarse_size: side of the first renders; it doubles until it reaches `size`, evenly over
+            `refine_until`, and smaller renders are enlarged to `size`.
+        coarse_levels: levels of the grid in use at the start; the others join one by one.
+        refine_until: progress from which size and levels are complete.
+        samples: steps of a ray across the whole scene.
+        occupancy: cells per axis of the grid of occupied space.
+        occupancy_every: iterations between its updates.
+        least_density: space with less is skipped. A lower mean density over the cube lowers it.
+        background: "random": each view on a colour of its own, so that holes cannot be filled with
+            density of the background's colour; "learned": a smooth surround of the scene.
+        orientation, opacity, distortion: weights of the losses in `render.regularisers`, summed over the
+            pixels of all views, as the flow's loss is.
+        grid_rate, head_rate: Adam's learning rates at the start, of the grid and of all else.
+        final_rate: share of the learning rates that is left at the end; they fall exponentially.
+        rays_per_chunk: rays rendered at once. More rays are rendered a chunk at a time and again in the
+            backward pass: the same result in bounded memory, about a third slower.
+
+    Raises:
+        ValueError: a value is out of its range.
+    """
+
+    grid: HashGridSettings = field(default_factory=HashGridSettings)
+    hidden: int = 32
+    blob_density: float = 10.0
+    blob_radius: float = 0.5
+    size: int = 64
+    coarse_size: int = 32
+    coarse_levels: float = 3.0
+    refine_until: float = 0.3
+    samples: int = 64
+    occupancy: int = 32
+    occupancy_every: int = 8
+    least_density: float = 0.05
+    background: str = "random"
+    orientation: float = 0.0
+    opacity: float = 0.0
+    distortion: float = 0.0
+    grid_rate: float = 0.02
+    head_rate: float = 0.005
+    final_rate: float = 0.2
+    rays_per_chunk: int = 1 << 14
+
+    def __post_init__(self) -> None:
+        _one_of(self, "background", BACKGROUNDS)
+        _at_least_one(self, "hidden", "size", "coarse_size", "samples")
+        _at_least_one(self, "occupancy", "occupancy_every", "rays_per_chunk")
+        _positive(self, "blob_density", "blob_radius", "grid_rate", "head_rate", "final_rate")
+        _not_negative(self, "coarse_levels", "least_density", "orientation", "opacity", "distortion")
+        if not 0 <= self.refine_until <= 1:
+            raise ValueError(f"refine_until is {self.refine_until:g}; it must lie between 0 and 1")
+
+    def formed_as(self, other: NeRFSettings) -> NeRFSettings:
+        """These settings for a field with the sizes and the initial ball of another."""
+        names = ("grid", "hidden", "occupancy", "blob_density", "blob_radius")
+        return replace(self, **{name: getattr(other, name) for name in names})
+
+    def render_size(self, progress: float) -> int:
+        """Side of renders, before they are enlarged to `size`."""
+        doublings = max(math.ceil(math.log2(self.size / self.coarse_size)), 0)
+        done = doublings if progress >= self.refine_until else int(doublings * progress / self.refine_until)
+        return min(self.coarse_size << done, self.size)
+
+    def active_levels(self, progress: float) -> float:
+        """Levels of the grid in use; a fraction is how much the last one counts."""
+        share = 1.0 if progress >= self.refine_until else progress / self.refine_until
+        return self.coarse_levels + (self.grid.levels - self.coarse_levels) * share
+
+
+@dataclass(frozen=True)
+class MeshSettings:
+    """What of a mesh is optimised, from which pictures, and how fast. The defaults suit 64 pixels on a CPU.
+
+    Attributes:
+        optimise: "texture", "geometry" (the vertices; which ones form faces never changes), or "both".
+        geometry_look: what the prior sees while geometry alone is optimised: "normal", the map of normals
+            in camera axes, which shows every slope and leaves nothing to be explained by paint; or
+            "colour", the mesh as it looks, for a prior that has never seen a normal map. Where light is
+            baked into the colours, only outlines and the paint's place tell of the shape then.
+        size: side of the images handed to the prior, in pixels.
+        texture_rate: Adam's learning rate for texels, in colour from 0 to 1.
+        geometry_rate: Adam's learning rate for the vertices' parameters, in scene units. Most of a step is
+            smoothed away: 0.05 moves vertices by about 0.01 an iteration.
+        final_rate: share of the learning rates that is left at the end; they fall exponentially.
+        smoothing: lambda of the vertices' preconditioning (`mesh.precondition`): a step moves
+            neighbourhoods about sqrt(lambda) edges wide. Finer meshes and noisier priors want more; too
+            much leaves details out.
+        bending: weight of the loss on the angles between neighbouring faces, summed over the pixels of all
+            views, as the flow's loss is.
+
+    Raises:
+        ValueError: a value is out of its range.
+    """
+
+    optimise: str = "texture"
+    geometry_look: str = "normal"
+    size: int = 64
+    texture_rate: float = 0.02
+    geometry_rate: float = 0.05
+    final_rate: float = 0.2
+    smoothing: float = 10.0
+    bending: float = 0.0
+
+    def __post_init__(self) -> None:
+        _one_of(self, "optimise", TARGETS)
+        _one_of(self, "geometry_look", LOOKS)
+        _at_least_one(self, "size")
+        _positive(self, "texture_rate", "geometry_rate", "final_rate")
+        _not_negative(self, "smoothing", "bending")
+
+    def rates(self) -> dict[str, float]:
+        """The learning rate at the start of each thing that is optimised, "texture" and "vertices"."""
+        rates = {"texture": self.texture_rate, "vertices": self.geometry_rate}
+        left_out = {"texture": "vertices", "geometry": "texture", "both": None}[self.optimise]
+        return {name: rate for name, rate in rates.items() if name != left_out}
+
+    @property
+    def look(self) -> str:
+        """What the prior sees: one of `LOOKS`."""
+        return self.geometry_look if self.optimise == "geometry" else "colour"
+
+
+def _one_of(settings: object, name: str, allowed: tuple[str, ...]) -> None:
+    if getattr(settings, name) not in allowed:
+        raise ValueError(f"{name} is {getattr(settings, name)!r}; it must be one of {', '.join(allowed)}")
+
+
+def _at_least_one(settings: object, *names: str) -> None:
+    for name in names:
+        if getattr(settings, name) < 1:
+            raise ValueError(f"{name} is {getattr(settings, name)}; it must be at least 1")
+
+
+def _positive(settings: object, *names: str) -> None:
+    for name in names:
+        if not 0 < getattr(settings, name) < math.inf:
+            raise ValueError(f"{name} is {getattr(settings, name):g}; it must be above 0")
+
+
+def _not_negative(settings: object, *names: str) -> None:
+    for name in names:
+        if not 0 <= getattr(settings, name) < math.inf:
+            raise ValueError(f"{name} is {getattr(settings, name):g}; it must be 0 or more")
