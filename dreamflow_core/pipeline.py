@@ -67,6 +67,9 @@ class ScheduleSettings:
 _FUNCTIONS = {"log": schedule.log_uniform, "karras": schedule.karras}
 SPACINGS = ("timestep", *_FUNCTIONS)
 
+STAGE_RANGES = {"nerf": (1.0, 0.2), "mesh": (0.5, 0.1), "refine": (0.3, 0.0)}
+"""`start` and `end` of a stage's schedule, after the paper's description of its three stages."""
+
 
 @dataclass(frozen=True)
 class ImageSettings:
@@ -175,9 +178,15 @@ class NeRFStage(Stage):
 
 @dataclass(frozen=True, kw_only=True)
 class MeshStage(Stage):
-    """Optimising a mesh: its texture, its vertices, or both; tuning and refining alike."""
+    """Optimising a mesh: its texture, its vertices, or both; tuning and refining alike.
+
+    Attributes:
+        texture_size: side of the texture that a mesh without one gets; a smaller one is enlarged to it.
+            None keeps a texture as it is.
+    """
 
     scene: MeshSettings = field(default_factory=MeshSettings)
+    texture_size: int | None = None
 
 
 @dataclass(frozen=True)
@@ -289,20 +298,22 @@ def optimise_mesh(
 
     Args:
         prior: the model and its prompts.
-        mesh: inside the unit sphere; with a texture, if the texture is optimised.
+        mesh: any; it is moved to where cameras see it and back, and gets the texture it lacks.
         seed: of everything random.
         on_progress, cancelled, checkpoint: see `apfo.optimise`.
 
     Raises:
         ValueError: the size does not fit the model.
-        BadMesh: the mesh lacks what the stage needs.
+        BadMesh: the texture size is out of range.
     """
+    from .mesh.prepare import framed, paintable
     from .scenes.mesh import MeshScene
 
     prior.latent_shape(stage.scene.size, stage.scene.size)
-    scene = MeshScene(mesh, stage.scene, stage.views, seed=seed, device=_device(prior))
+    placed, back = framed(paintable(mesh, stage.texture_size) if stage.scene.paints else mesh)
+    scene = MeshScene(placed, stage.scene, stage.views, seed=seed, device=_device(prior))
     _optimise(scene, prior, schedule, stage, seed, on_progress, cancelled, checkpoint)
-    return scene.mesh()
+    return back(scene.mesh())
 
 
 def turntable(look: Look, settings: TurntableSettings) -> View:
