@@ -6,6 +6,7 @@ and hold every default; a schedule, a seed and what a run reports to are argumen
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -257,6 +258,7 @@ def optimise_nerf(
     scene = NeRFScene(settings, stage.views, seed=seed, device=_device(prior))
     if start is not None:
         scene.start_from(start)
+        checkpoint = _of(checkpoint, start=_digest(*(v.cpu().numpy() for v in start.field.state_dict().values())))
     _optimise(scene, prior, schedule, stage, seed, on_progress, cancelled, checkpoint)
     scene.progress = 1.0
     return scene
@@ -312,6 +314,7 @@ def optimise_mesh(
     prior.latent_shape(stage.scene.size, stage.scene.size)
     placed, back = framed(paintable(mesh, stage.texture_size) if stage.scene.paints else mesh)
     scene = MeshScene(placed, stage.scene, stage.views, seed=seed, device=_device(prior))
+    checkpoint = _of(checkpoint, mesh=_digest(mesh.vertices, mesh.faces, mesh.uvs, mesh.texture, mesh.colours))
     _optimise(scene, prior, schedule, stage, seed, on_progress, cancelled, checkpoint)
     return back(scene.mesh())
 
@@ -337,6 +340,15 @@ def _optimise(
         cancelled=cancelled,
         checkpoint=checkpoint,
     )
+
+
+def _of(checkpoint: Checkpoint | None, **start: int) -> Checkpoint | None:
+    """The checkpoint of a run from this start: one from another start is refused."""
+    return checkpoint and replace(checkpoint, job={**checkpoint.job, **start})
+
+
+def _digest(*arrays: np.ndarray | None) -> int:
+    return zlib.crc32(b"".join(b"-" if a is None else a.tobytes() for a in arrays))
 
 
 def _device(prior: Prior) -> torch.device:

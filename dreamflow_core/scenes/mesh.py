@@ -16,6 +16,7 @@ from ..mesh import topology
 from ..mesh.bake import surface_texels
 from ..mesh.mesh import BadMesh, Ints, Mesh
 from ..mesh.precondition import Preconditioner
+from ..mesh.prepare import BARE
 from ..prior import Look
 from ..render import texture
 from ..render.raster import Fragments, footprint, interpolate, rasterize, to_clip
@@ -29,8 +30,6 @@ _LIGHT = (0.3, 0.8, 0.55)
 """Direction towards the light in world axes: from above, the front and a little from +X."""
 _AMBIENT = 0.45
 """Share of the light that comes from everywhere. Light and share are the demo domain's."""
-_BARE = 0.8
-"""The grey of a mesh that has no colours."""
 
 
 class MeshScene:
@@ -87,7 +86,7 @@ class MeshScene:
         self.fixed_vertices = self._tensor(mesh.vertices[first])
         self.theta: dict[str, Tensor] = {}
         rates = self.settings.rates()
-        if "texture" in rates and self.fixed_texture is not None:
+        if self.settings.paints and self.fixed_texture is not None:
             surface, self._nearest = (self._tensor(index) for index in painted_texels(mesh))
             self.theta["texture"] = self.fixed_texture.view(-1, 3)[surface]
         if "vertices" in rates:
@@ -97,10 +96,9 @@ class MeshScene:
         self.optimiser: torch.optim.Optimizer = self._make_optimiser()
 
     def _check(self, mesh: Mesh) -> None:
-        paints = "texture" in self.settings.rates()
-        if paints and mesh.uvs is None:
+        if self.settings.paints and mesh.uvs is None:
             raise BadMesh("the mesh has no UVs, which its texture needs: unwrap it, then bake a texture")
-        if paints and mesh.texture is None:
+        if self.settings.paints and mesh.texture is None:
             raise BadMesh("the mesh has no texture to optimise: bake one, of a plain colour if there is nothing else")
         reach, nearest = float(np.linalg.norm(mesh.vertices, axis=1).max()), self.views.radius[0]
         if reach >= nearest:
@@ -252,7 +250,7 @@ class _Surface:
             return texture.sample(texture.mipmaps(paint[None]), uv, fragments.view, width)
         if scene.colours is not None:
             return interpolate(scene.colours, scene.uv_faces, fragments)
-        return self.vertices.new_full((len(fragments.pixel), 3), _BARE)
+        return self.vertices.new_full((len(fragments.pixel), 3), BARE)
 
     def _light(self) -> Tensor:
         """Half Lambert from one direction, (P, 1) in [0, 1]: no side is so dark that its slopes vanish."""

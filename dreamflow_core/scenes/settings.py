@@ -140,6 +140,11 @@ class MeshSettings:
         return {name: rate for name, rate in rates.items() if name != left_out}
 
     @property
+    def paints(self) -> bool:
+        """Whether the texture is optimised."""
+        return "texture" in self.rates()
+
+    @property
     def look(self) -> str:
         """What the prior sees: one of `LOOKS`."""
         return self.geometry_look if self.optimise == "geometry" else "colour"
