@@ -31,10 +31,14 @@ def load_picture(path: Path) -> Tensor:
 
 def save_picture(path: Path, image: Tensor) -> None:
     """Write (3, H, W) in [0, 1] as a PNG file."""
-    values = (image.detach().cpu().clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
     data = io.BytesIO()
-    Image.fromarray(values).save(data, "PNG")
+    to_pillow(image).save(data, "PNG")
     write_bytes(path, data.getvalue())
+
+
+def to_pillow(image: Tensor) -> Image.Image:
+    """(3, H, W) in [0, 1] as an 8-bit RGB picture."""
+    return Image.fromarray((image.detach().cpu().clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy())
 
 
 def contact_sheet(images: Tensor, columns: int) -> Tensor:
