@@ -126,26 +126,42 @@ def images(
         ValueError: the size does not fit the model, or a setting is out of range.
     """
     shape = prior.latent_shape(*size)
-    levels = settings.schedule.build(prior)
     noise = settings.start_noise * torch.randn(settings.count, *shape, generator=make_generator(settings.seed, "start"))
     with torch.no_grad():
         start = noise if init is None else prior.run(lambda session: _encode(session, init, settings.count))
-        device = prior.run(lambda session: session.device)
-    rate = None if settings.method == "apfo" else settings.learning_rate
-    scene = ImageScene(start.to(device), learning_rate=rate)
-    optimise(
-        scene,
+    latents = optimise_latents(
         prior,
-        levels,
-        METHODS[settings.method](),
-        settings.phi,
-        seed=settings.seed,
+        settings.schedule.build(prior),
+        start,
+        settings,
         on_progress=on_progress,
         cancelled=cancelled,
         checkpoint=checkpoint,
     )
     with torch.no_grad():
-        return prior.run(lambda session: session.decode(scene.values.detach()))
+        return prior.run(lambda session: session.decode(latents))
+
+
+def optimise_latents(
+    prior: Prior,
+    schedule: schedule.Schedule,
+    start: Tensor,
+    settings: ImageSettings,
+    *,
+    on_progress: Callable[[Progress], None] | None = None,
+    cancelled: Callable[[], bool] | None = None,
+    checkpoint: Checkpoint | None = None,
+) -> Tensor:
+    """Latents (B, C, h, w) moved by the flow from `start`, which stays as it is.
+
+    Args:
+        settings: all but the count and the schedule.
+        on_progress, cancelled, checkpoint: see `apfo.optimise`.
+    """
+    rate = None if settings.method == "apfo" else settings.learning_rate
+    scene = ImageScene(start.to(_device(prior)), learning_rate=rate)
+    _optimise(scene, prior, schedule, settings, settings.seed, on_progress, cancelled, checkpoint)
+    return scene.values.detach()
 
 
 def _encode(session: Session, image: Tensor, count: int) -> Tensor:
@@ -326,7 +342,7 @@ def turntable(look: Look, settings: TurntableSettings) -> View:
 
 
 def _optimise(
-    scene: Scene, prior: Prior, schedule: schedule.Schedule, stage: NeRFStage | MeshStage, seed: int, *reporting: Any
+    scene: Scene, prior: Prior, schedule: schedule.Schedule, stage: Stage | ImageSettings, seed: int, *reporting: Any
 ) -> None:
     on_progress, cancelled, checkpoint = reporting
     optimise(
