@@ -1,0 +1,198 @@
+"""Autograd through ComfyUI modules whose weights are constants.
+
+ComfyUI's weights cannot be saved for the backward pass: they are inference tensors, and where weights are
+offloaded or stored in fewer bits than they are used in, the tensor that a layer computes with is a cast that
+is overwritten by the next layer's. Saving it would raise, or give wrong gradients without a word. So every
+layer runs its own forward, saves at most its input, and the backward pass casts the weights again. No weight
+gets a gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import comfy.ops
+import comfy.quant_ops
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Restore = Callable[[], Any]
+
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_NORMS = (nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
+
+
+@contextmanager
+def frozen_autograd(root: nn.Module, remember: Callable[[], Restore] | None = None) -> Iterator[None]:
+    """Gradients pass through `root` to its inputs inside this context; everything is put back after it.
+
+    Args:
+        root: a module of ComfyUI; contexts of modules that share layers may be nested.
+        remember: called in every layer's forward; what it returns is called before that layer's backward,
+            to bring back the weights of that time where they change (hooks).
+
+    Raises:
+        ValueError: another node has replaced a layer's forward, so its gradient is not known.
+    """
+    with ExitStack() as undo:
+        for name, module in root.named_modules():
+            if _is_layer(module):
+                _route(name, module, remember, undo)
+            else:
+                _clone_weights(module, undo)
+        yield
+
+
+class _Frozen(torch.autograd.Function):
+    """A layer as a function of its input alone."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, layer: nn.Module, forward: Callable, restore: Restore | None) -> Tensor:
+        ctx.layer, ctx.restore, ctx.shape, ctx.dtype = layer, restore, x.shape, x.dtype
+        if not (is_linear(layer) or _is_plain_convolution(layer)):
+            ctx.save_for_backward(x)
+        # A copy of its own: layers in 8 bits clamp their input in place.
+        return forward(x.detach().clone() if is_linear(layer) and layer.weight.dtype.itemsize == 1 else x.detach())
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+        layer = ctx.layer
+        if ctx.restore is not None:
+            ctx.restore()
+        with _weights(layer, gradient) as (weight, bias):
+            if is_linear(layer):
+                to_input = gradient @ weight
+            elif _is_plain_convolution(layer):
+                to_input = _convolution_gradient(layer, gradient, weight, ctx.shape)
+            else:
+                to_input = _recomputed_gradient(layer, gradient, weight, bias, *ctx.saved_tensors)
+        return to_input.to(ctx.dtype), None, None, None
+
+
+def is_linear(module: nn.Module) -> bool:
+    """Whether it is a linear layer; ComfyUI's quantised one is no nn.Linear."""
+    return isinstance(module, nn.Linear) or (type(module).__name__ == "Linear" and hasattr(module, "in_features"))
+
+
+def _is_layer(module: nn.Module) -> bool:
+    """Whether its weights are cast where it is used, or have a rule here."""
+    return hasattr(module, "comfy_cast_weights") or _has_rule(module)
+
+
+def _has_rule(module: nn.Module) -> bool:
+    return is_linear(module) or isinstance(module, (*_CONVOLUTIONS, *_NORMS))
+
+
+def _is_plain_convolution(module: nn.Module) -> bool:
+    return isinstance(module, _CONVOLUTIONS) and module.padding_mode == "zeros" and not isinstance(module.padding, str)
+
+
+def _route(name: str, layer: nn.Module, remember: Callable[[], Restore] | None, undo: ExitStack) -> None:
+    """Put a forward on the layer that keeps its weights out of the graph."""
+    before = layer.__dict__.get("forward")
+    if isinstance(before, _Routed):
+        return
+    if before is not None and getattr(before, "__func__", None) is not type(layer).forward:
+        raise ValueError(
+            f"another node has replaced the forward of the layer {name or type(layer).__name__}, so no gradient can"
+            " pass through it; bypass LoRAs do so: load the LoRA without bypass"
+        )
+    layer.forward = _Routed(layer, layer.forward, remember)
+
+    def put_back() -> None:
+        if before is None:
+            del layer.forward
+        else:
+            layer.forward = before
+
+    undo.callback(put_back)
+
+
+class _Routed:
+    """The forward that `_route` puts on a layer."""
+
+    def __init__(self, layer: nn.Module, forward: Callable, remember: Callable[[], Restore] | None):
+        self.layer, self.original, self.remember = layer, forward, remember
+
+    def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if not torch.is_grad_enabled():
+            return self.original(x, *args, **kwargs)
+        if not x.requires_grad:
+            # Nothing to differentiate: the weights are constants, whatever their requires_grad says.
+            with torch.no_grad():
+                return self.original(x, *args, **kwargs)
+        if args or kwargs or not _has_rule(self.layer):
+            raise NotImplementedError(f"no gradient rule for {type(self.layer).__name__}{tuple(kwargs)}")
+        return _Frozen.apply(x, self.layer, self.original, self.remember() if self.remember else None)
+
+
+def _clone_weights(module: nn.Module, undo: ExitStack) -> None:
+    """Stand copies in for a module's own weights that autograd refuses or would train."""
+    for weights in (module._parameters, module._buffers):
+        for name, weight in weights.items():
+            if weight is not None and (weight.is_inference() or weight.requires_grad):
+                copy = weight.detach().clone()
+                weights[name] = nn.Parameter(copy, requires_grad=False) if weights is module._parameters else copy
+                undo.callback(weights.__setitem__, name, weight)
+
+
+@contextmanager
+def _weights(layer: nn.Module, like: Tensor) -> Iterator[tuple[Tensor | None, Tensor | None]]:
+    """The layer's weight and bias as it computes with them, in the gradient's type and place."""
+    if getattr(layer, "weight", None) is None:
+        yield None, None
+    elif hasattr(layer, "comfy_cast_weights"):
+        weight, bias, stream = comfy.ops.cast_bias_weight(
+            layer, dtype=like.dtype, device=like.device, bias_dtype=like.dtype, offloadable=True
+        )
+        try:
+            yield _plain(weight, like), _plain(bias, like)
+        finally:
+            comfy.ops.uncast_bias_weight(layer, weight, bias, stream)
+    else:
+        yield _plain(layer.weight, like), _plain(getattr(layer, "bias", None), like)
+
+
+def _plain(weight: Tensor | None, like: Tensor) -> Tensor | None:
+    if isinstance(weight, comfy.quant_ops.QuantizedTensor):
+        weight = weight.dequantize()
+    return None if weight is None else weight.to(like)
+
+
+def _convolution_gradient(layer: Any, gradient: Tensor, weight: Tensor, shape: torch.Size) -> Tensor:
+    # The gradient with respect to the input needs the input's shape only.
+    x = gradient.new_empty(1).expand(shape)
+    no_output_padding = [0] * (weight.ndim - 2)
+    return torch.ops.aten.convolution_backward(
+        gradient,
+        x,
+        weight,
+        None,
+        layer.stride,
+        layer.padding,
+        layer.dilation,
+        False,
+        no_output_padding,
+        layer.groups,
+        (True, False, False),
+    )[0]
+
+
+def _recomputed_gradient(layer: Any, gradient: Tensor, weight: Tensor, bias: Tensor, x: Tensor) -> Tensor:
+    with torch.enable_grad():
+        x = x.detach().requires_grad_(True)
+        # Copies, because inference tensors cannot be saved; these weights are small.
+        weight, bias = (None if w is None else w.detach().clone() for w in (weight, bias))
+        if isinstance(layer, nn.GroupNorm):
+            y = F.group_norm(x, layer.num_groups, weight, bias, layer.eps)
+        elif isinstance(layer, nn.LayerNorm):
+            y = F.layer_norm(x, layer.normalized_shape, weight, bias, layer.eps)
+        elif isinstance(layer, nn.RMSNorm):
+            y = F.rms_norm(x, layer.normalized_shape, weight, layer.eps)
+        else:
+            y = layer._conv_forward(x, weight, bias)
+        return torch.autograd.grad(y, x, gradient)[0]

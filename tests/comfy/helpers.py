@@ -1,0 +1,70 @@
+"""What the checks share."""
+
+from __future__ import annotations
+
+import comfy.samplers
+import tiny
+import torch
+from pack.dreamflow_core.cameras import Cameras
+from pack.nodes.comfy_prior import ComfyPrior
+
+SIZE = 64
+SIGMA = 2.5
+
+
+def latents(count: int = 2, channels: int = 4) -> torch.Tensor:
+    """Clean latents as a VAE gives them."""
+    return torch.randn(count, channels, SIZE // 8, SIZE // 8, generator=torch.Generator().manual_seed(11))
+
+
+def noise(count: int = 2, channels: int = 4) -> torch.Tensor:
+    return torch.randn(count, channels, SIZE // 8, SIZE // 8, generator=torch.Generator().manual_seed(12))
+
+
+def noised(model, sigma: float = SIGMA) -> torch.Tensor:
+    """z + sigma eps, computed as a KSampler does."""
+    return sigma * noise() + model.model.process_latent_in(latents())
+
+
+def prior(
+    model, positive, negative=None, *, cfg: float = 7.5, vae=None, size: int = SIZE, views: int = 2
+) -> ComfyPrior:
+    return ComfyPrior(
+        model, positive, negative or tiny.text(2), vae or tiny.vae(), cfg=cfg, size=size, seed=3, views=views
+    )
+
+
+def step(model, positive, negative, cfg: float, sigma: float = SIGMA) -> torch.Tensor:
+    """The denoised estimate that a KSampler's first step gets when it starts at the model's own `sigma`."""
+    guider = comfy.samplers.CFGGuider(model)
+    guider.set_conds(positive, negative)
+    guider.set_cfg(cfg)
+    seen = []
+    sampler = comfy.samplers.sampler_object("euler")
+    guider.sample(
+        noise(),
+        latents(),
+        sampler,
+        torch.tensor([sigma, 0.0]),
+        callback=lambda i, denoised, x, total: seen.append(denoised.clone()),
+        disable_pbar=True,
+        seed=3,
+    )
+    return seen[0]
+
+
+def cameras(*directions: tuple[float, float]) -> Cameras:
+    """Cameras at (azimuth, elevation) degrees."""
+    azimuth, elevation = torch.tensor(directions).T
+    return Cameras(azimuth, elevation, torch.full_like(azimuth, 3.0), torch.full_like(azimuth, 40.0))
+
+
+def same(a: torch.Tensor, b: torch.Tensor) -> None:
+    """Bit-equal."""
+    assert torch.equal(a, b), f"differs by {(a - b).abs().max():.3g} of {b.abs().max():.3g}"
+
+
+def close(a: torch.Tensor, b: torch.Tensor, tolerance: float) -> None:
+    """Equal up to a relative error of the norm."""
+    error = (a.double() - b.double()).norm() / b.double().norm()
+    assert error < tolerance, f"relative error {error:.3g}"
