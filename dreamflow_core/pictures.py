@@ -43,6 +43,19 @@ def to_pillow(image: Tensor) -> Image.Image:
 
 def contact_sheet(images: Tensor, columns: int) -> Tensor:
     """(B, 3, H, W) -> one picture, rows filled left to right, the rest white."""
-    blank = torch.ones(-len(images) % columns, *images.shape[1:])
+    blank = images.new_ones(-len(images) % columns, *images.shape[1:])
     grid = torch.cat([images, blank]).unflatten(0, (-1, columns))
     return grid.permute(2, 0, 3, 1, 4).flatten(3).flatten(1, 2)
+
+
+def save_animation(path: Path, images: Tensor, seconds: float) -> None:
+    """Write (B, 3, H, W) in [0, 1] as an endless GIF file that takes `seconds` a round."""
+    frames = [Image.fromarray(_pixels(image)) for image in images]
+    data = io.BytesIO()
+    frames[0].save(data, "GIF", save_all=True, append_images=frames[1:], duration=1000 * seconds / len(frames), loop=0)
+    write_bytes(path, data.getvalue())
+
+
+def _pixels(image: Tensor) -> np.ndarray:
+    """(3, H, W) in [0, 1] as (H, W, 3) bytes."""
+    return (image.detach().cpu().clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()

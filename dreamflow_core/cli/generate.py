@@ -1,0 +1,100 @@
+"""`dreamflow generate`: all stages."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from ..generate import OPTIMISED, PRESETS, generate
+from ..mesh.files import save_mesh
+from ..mesh.mesh import Mesh
+from ..priors.load import HeadlessPrior, PriorSettings, load_prior
+from ..scenes.mesh import look_at
+from ..scenes.nerf import NeRFScene, save_field
+from .options import add_model_options, add_output, add_resume, add_settings, read_model, read_settings
+from .run import Run
+from .show import save_preview, save_turntable
+
+
+def add_commands(commands: Any) -> None:
+    usage = "dreamflow generate PROMPT --out FOLDER [options]"
+    parser = commands.add_parser("generate", help="text to a textured mesh", description=_generate.__doc__, usage=usage)
+    parser.set_defaults(command=_generate)
+    add_output(parser)
+    add_resume(parser)
+    add_model_options(parser)
+    add = parser.add_argument
+    add("--preset", choices=list(PRESETS), default="draft", help="how much work is done (default: draft)")
+    add("--seed", type=int, default=0, metavar="N", help="of everything random (default: 0)")
+    add("--refiner", metavar="MODEL", help="as --model, for the last stage; without one that stage is left out")
+    add("--refiner-cfg", type=float, metavar="X", help="as --cfg, for the refiner")
+    add("--refiner-config", metavar="FOLDER", help="as --config, for the refiner")
+    for name in OPTIMISED:
+        help_ = f"as --lora, for the {name} stage alone"
+        add(f"--{name}-lora", action="append", default=[], metavar="FILE[:WEIGHT]", help=help_)
+    shown = {f"{name}_size": "the model's own" for name in OPTIMISED}
+    add_settings(parser, *PRESETS.values(), shown=shown)
+
+
+def _generate(options: argparse.Namespace) -> None:
+    """Text to a textured mesh: mesh.glb, turntable.png and turntable.gif, what each stage made, and run.json."""
+    models = _models(options)
+    plan = read_settings(options, PRESETS[options.preset])
+    priors = _load(models)
+    for name, prior in priors.items():
+        if not hasattr(options, f"{name}_size"):
+            plan = replace(plan, **{name: getattr(plan, name).at(min(prior.default_size))})
+    job = {"models": {name: asdict(model) for name, model in models.items()}, "plan": asdict(plan)}
+    stages = options.out / "stages"
+    run = Run(options.out, {**job, "seed": options.seed}, stages, options.resume, options.save_every)
+
+    def run_stage(name: str, function: Callable[..., Any]) -> Any:
+        if name in models:
+            job = {"model": asdict(models[name]), "settings": asdict(getattr(plan, name))}
+            made = run.optimise(name, function, **job)
+        else:
+            made = run.timed(name, function)
+        run.timed("pictures", lambda: _keep(made, stages, name))
+        run.write_record()
+        return made
+
+    mesh = generate(plan, priors, seed=options.seed, run=run_stage)
+    save_turntable(options.out, look_at(mesh), plan.turntable)
+    # The mesh comes last: where it is, everything is.
+    save_mesh(options.out / "mesh.glb", mesh)
+    print(f"wrote {options.out / 'mesh.glb'}")
+
+
+def _models(options: argparse.Namespace) -> dict[str, PriorSettings]:
+    """The model of each stage that is run."""
+    base = read_model(options)
+    models = {
+        "nerf": replace(base, loras=[*base.loras, *options.nerf_lora]),
+        "tune": replace(base, loras=[*base.loras, *options.tune_lora]),
+    }
+    if options.refiner is not None:
+        others = {"cfg": options.refiner_cfg, "config": options.refiner_config, "loras": options.refine_lora}
+        models["refine"] = replace(base, model=options.refiner, **others)
+    return models
+
+
+def _load(models: dict[str, PriorSettings]) -> dict[str, HeadlessPrior]:
+    """The priors of models; stages that ask for the same share one."""
+    priors: dict[str, HeadlessPrior] = {}
+    for name, model in models.items():
+        same = [other for other in priors if models[other] == model]
+        priors[name] = priors[same[0]] if same else load_prior(model)
+    return priors
+
+
+def _keep(made: NeRFScene | Mesh, folder: Path, name: str) -> None:
+    """Write what a stage made, and a picture of it."""
+    if isinstance(made, NeRFScene):
+        save_field(folder / f"{name}.safetensors", made)
+        save_preview(folder / f"{name}.png", made.view)
+    else:
+        save_mesh(folder / f"{name}.glb", made)
+        save_preview(folder / f"{name}.png", look_at(made))

@@ -1,0 +1,157 @@
+"""What every command that optimises shares: progress, Ctrl-C, saved states, and a record of the run."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from tqdm import tqdm
+
+from ..apfo import Checkpoint, Progress
+from ..state import write_bytes
+
+R = TypeVar("R")
+
+_RECORD = "run.json"
+_STATE = "-state.safetensors"
+
+
+class Run:
+    """Runs stages in a folder, and keeps the time they take.
+
+    Args:
+        folder: where the record goes.
+        job: what is run, JSON values.
+        states: folder of the saved states.
+        resume: continue from the saved states; they are removed otherwise.
+        save_every: seconds between saves.
+
+    Raises:
+        ValueError: the folder cannot be written to.
+    """
+
+    def __init__(self, folder: Path, job: dict[str, Any], states: Path, resume: bool, save_every: float):
+        check_folder(folder)
+        self.folder, self.job, self.states, self.resume, self.save_every = folder, job, states, resume, save_every
+        self.seconds: dict[str, dict[str, float]] = {}
+        if resume:
+            # Those of stages that are finished; the others take over theirs from their saved states.
+            self.seconds = _recorded_seconds(folder / _RECORD)
+        else:
+            for state in states.glob("*" + _STATE):
+                state.unlink()
+
+    def optimise(self, name: str, function: Callable[..., R], **job: Any) -> R:
+        """Call a function that takes `on_progress`, `cancelled` and `checkpoint`.
+
+        Args:
+            name: of the stage.
+            job: what the stage is; a saved state of another is refused.
+        """
+        checkpoint = Checkpoint(self.states / (name + _STATE), job, self.save_every, self.resume)
+        with _stop_on_interrupt() as stopped, _ProgressBar(name) as bar:
+            result = function(on_progress=bar.update, cancelled=stopped, checkpoint=checkpoint)
+        # A stage that was finished before it was resumed takes no time now.
+        self.seconds[name] = bar.seconds or self.seconds.get(name, {})
+        return result
+
+    def timed(self, name: str, function: Callable[[], R]) -> R:
+        """Call a function that just takes its time; times under one name add up."""
+        start = time.perf_counter()
+        result = function()
+        before = self.seconds.get(name, {}).get("all", 0.0)
+        self.seconds[name] = {"all": before + time.perf_counter() - start}
+        return result
+
+    def write_record(self) -> None:
+        """run.json: what was run, with what, and what it took; enough to run it again."""
+        versions = {"python": platform.python_version(), **{name: _version(name) for name in ("dreamflow", "torch")}}
+        costs = {"seconds": self.seconds, "peak_memory_mib": peak_memory(), "versions": versions}
+        data = json.dumps({**self.job, **costs}, indent=2, default=lambda tensor: tensor.tolist())
+        write_bytes(self.folder / _RECORD, data.encode())
+
+
+def _recorded_seconds(path: Path) -> dict[str, dict[str, float]]:
+    return json.loads(path.read_text())["seconds"] if path.exists() else {}
+
+
+def check_folder(folder: Path) -> None:
+    """Raise ValueError unless files can be written to `folder`, without making it yet."""
+    existing = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
+    if not existing.is_dir():
+        raise ValueError(f"cannot write to {folder}: {existing} is not a folder")
+    if not os.access(existing, os.W_OK):
+        raise ValueError(f"cannot write to {folder}: no permission")
+
+
+def peak_memory() -> dict[str, float]:
+    """The most memory this process has had, in MiB: the computer's, and the GPU's if there is one."""
+    peak = {}
+    try:
+        import resource  # not on Windows
+
+        unit = 1 << 20 if sys.platform == "darwin" else 1 << 10
+        peak["cpu"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+    except ImportError:
+        pass
+    if torch.cuda.is_available():
+        peak["cuda"] = torch.cuda.max_memory_allocated() / (1 << 20)
+    return peak
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+@contextmanager
+def _stop_on_interrupt() -> Iterator[Callable[[], bool]]:
+    """Inside, the first Ctrl-C asks the loop to stop after its iteration; a second one ends the program."""
+    asked: list[int] = []
+
+    def ask(number: int, _frame: Any) -> None:
+        asked.append(number)
+        signal.signal(signal.SIGINT, previous)
+
+    previous = signal.signal(signal.SIGINT, ask)
+    try:
+        yield lambda: bool(asked)
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+class _ProgressBar:
+    """Iterations, level and time left on standard error."""
+
+    def __init__(self, name: str) -> None:
+        self.seconds: dict[str, float] = {}
+        self._bar = tqdm(desc=name or None, unit="it", file=sys.stderr, leave=False)
+
+    def __enter__(self) -> _ProgressBar:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+
+    def update(self, progress: Progress) -> None:
+        self.seconds = progress.seconds
+        if self._bar.total is None:
+            # A resumed run starts part of the way through.
+            self._bar.reset(total=progress.steps)
+            self._bar.initial = self._bar.last_print_n = progress.step - 1
+            self._bar.n = progress.step - 1
+        level = f"level {progress.level}/{progress.levels}, sigma {progress.sigma:.3g}"
+        self._bar.set_postfix_str(level, refresh=False)
+        self._bar.update()

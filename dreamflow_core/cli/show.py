@@ -1,0 +1,24 @@
+"""Pictures of scenes in files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..pictures import contact_sheet, save_animation, save_picture
+from ..pipeline import TurntableSettings, turntable
+from ..prior import Look
+
+BACKGROUND = (1.0, 1.0, 1.0)
+_PREVIEW = TurntableSettings(views=8, size=128)
+
+
+def save_preview(path: Path, look: Look) -> None:
+    """A few views side by side, as PNG."""
+    save_picture(path, contact_sheet(turntable(look, _PREVIEW).on(BACKGROUND), columns=4))
+
+
+def save_turntable(folder: Path, look: Look, settings: TurntableSettings) -> None:
+    """turntable.png, all views side by side, and turntable.gif, one after the other."""
+    views = turntable(look, settings).on(BACKGROUND)
+    save_picture(folder / "turntable.png", contact_sheet(views, columns=6))
+    save_animation(folder / "turntable.gif", views, seconds=4.0)

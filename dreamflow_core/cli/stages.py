@@ -1,0 +1,129 @@
+"""The stages one by one: `dreamflow nerf`, `extract`, `tune`, `refine` and `render`."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ..generate import PRESETS, Planned
+from ..mesh.files import SUFFIXES, load_mesh, save_mesh
+from ..mesh.mesh import Mesh
+from ..mesh.prepare import framed
+from ..pipeline import ExtractSettings, TurntableSettings, extract_mesh, optimise_mesh, optimise_nerf
+from ..prior import Look
+from ..priors.load import HeadlessPrior, load_prior
+from ..scenes.mesh import look_at
+from ..scenes.nerf import load_field, save_field
+from .options import add_model_options, add_output, add_resume, add_settings, read_model, read_settings
+from .run import Run, check_folder
+from .show import save_preview, save_turntable
+
+
+def add_commands(commands: Any) -> None:
+    def add(name: str, function: Callable[[argparse.Namespace], None], summary: str) -> argparse.ArgumentParser:
+        parser = commands.add_parser(name, help=summary, description=function.__doc__)
+        parser.set_defaults(command=function, stage=name)
+        return parser
+
+    parser = add("nerf", _nerf, "text to a radiance field")
+    parser.add_argument("--from", dest="start", type=Path, metavar="FIELD", help="a saved field to start from")
+    _add_stage_options(parser, "nerf")
+    parser = add("extract", _extract, "a radiance field to a mesh")
+    parser.add_argument("field", type=Path, metavar="FIELD", help="a saved radiance field")
+    add_output(parser)
+    _add_format(parser)
+    add_settings(parser, ExtractSettings())
+    for name, summary in (("tune", "improve any mesh with a model"), ("refine", "the same with finer defaults")):
+        parser = add(name, _optimise_mesh, summary)
+        parser.add_argument("mesh", type=Path, metavar="MESH", help=f"a mesh file: {', '.join(SUFFIXES)}")
+        _add_format(parser)
+        _add_stage_options(parser, name)
+    parser = add("render", _render, "pictures of a mesh or a radiance field from all around")
+    parser.add_argument("input", type=Path, metavar="FILE", help="a mesh file or a saved radiance field")
+    add_output(parser)
+    add_settings(parser, TurntableSettings())
+
+
+def _add_stage_options(parser: argparse.ArgumentParser, name: str) -> None:
+    add_output(parser)
+    add_resume(parser)
+    add_model_options(parser)
+    parser.add_argument("--preset", choices=list(PRESETS), default="draft", help="of the defaults (default: draft)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of everything random (default: 0)")
+    add_settings(parser, *(getattr(plan, name) for plan in PRESETS.values()), shown={"size": "the model's own"})
+
+
+def _add_format(parser: argparse.ArgumentParser) -> None:
+    formats = [suffix.removeprefix(".") for suffix in SUFFIXES]
+    parser.add_argument("--format", choices=formats, default=formats[0], help=f"of the mesh (default: {formats[0]})")
+
+
+def _nerf(options: argparse.Namespace) -> None:
+    """Text to a radiance field: nerf.safetensors and nerf.png."""
+    start = None if options.start is None else load_field(options.start)
+    prior, planned, run = _prepare(options)
+    optimise = partial(
+        optimise_nerf, prior, planned.schedule.build(prior), planned.stage, seed=options.seed, start=start
+    )
+    field = run.optimise("nerf", optimise, **run.job)
+    save_field(options.out / "nerf.safetensors", field)
+    save_preview(options.out / "nerf.png", field.view)
+    run.write_record()
+    print(f"wrote {options.out / 'nerf.safetensors'}")
+
+
+def _extract(options: argparse.Namespace) -> None:
+    """A radiance field to a textured mesh: its file and extract.png."""
+    check_folder(options.out)
+    field = load_field(options.field)
+    _write_mesh(options, extract_mesh(field, read_settings(options, ExtractSettings())))
+
+
+def _optimise_mesh(options: argparse.Namespace) -> None:
+    """Change a mesh so that it looks like the prompt: its file, a picture and run.json.
+
+    The mesh may have any size and place, and needs no texture.
+    """
+    mesh = load_mesh(options.mesh)
+    prior, planned, run = _prepare(options)
+    schedule = planned.schedule.build(prior)
+    optimise = partial(optimise_mesh, prior, schedule, mesh, planned.stage, seed=options.seed)
+    changed = run.optimise(options.stage, optimise, **run.job)
+    run.write_record()
+    _write_mesh(options, changed)
+
+
+def _prepare(options: argparse.Namespace) -> tuple[HeadlessPrior, Planned[Any], Run]:
+    """The model, the settings and the run of a stage."""
+    model = read_model(options)
+    planned = read_settings(options, getattr(PRESETS[options.preset], options.stage))
+    prior = load_prior(model)
+    if not hasattr(options, "size"):
+        planned = planned.at(min(prior.default_size))
+    job = {"model": asdict(model), "settings": asdict(planned), "seed": options.seed}
+    return prior, planned, Run(options.out, job, options.out, options.resume, options.save_every)
+
+
+def _write_mesh(options: argparse.Namespace, mesh: Mesh) -> None:
+    save_preview(options.out / f"{options.stage}.png", look_at(mesh))
+    path = options.out / f"mesh.{options.format}"
+    save_mesh(path, mesh)
+    print(f"wrote {path}")
+
+
+def _render(options: argparse.Namespace) -> None:
+    """Pictures from all around: turntable.png and turntable.gif."""
+    check_folder(options.out)
+    save_turntable(options.out, _look(options.input), read_settings(options, TurntableSettings()))
+    print(f"wrote {options.out / 'turntable.png'} and {options.out / 'turntable.gif'}")
+
+
+def _look(path: Path) -> Look:
+    if path.suffix == ".safetensors":
+        return load_field(path).view
+    mesh, _ = framed(load_mesh(path))
+    return look_at(mesh)

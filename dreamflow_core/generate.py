@@ -1,0 +1,96 @@
+"""Text to 3D in one go: the stages of `pipeline` chained, and presets for all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from .pipeline import (
+    ExtractSettings,
+    MeshStage,
+    NeRFStage,
+    ScheduleSettings,
+    TurntableSettings,
+    extract_mesh,
+    optimise_mesh,
+    optimise_nerf,
+)
+from .prior import Prior
+from .scenes.settings import MeshSettings
+
+if TYPE_CHECKING:
+    from .mesh.mesh import Mesh
+
+S = TypeVar("S", NeRFStage, MeshStage)
+
+OPTIMISED = ("nerf", "tune", "refine")
+"""The stages that a prior drives, in their order; the mesh is extracted after the first."""
+
+
+@dataclass(frozen=True)
+class Planned(Generic[S]):
+    """A stage and its schedule."""
+
+    schedule: ScheduleSettings
+    stage: S
+
+    def at(self, size: int) -> Planned[S]:
+        """The same, rendered at this size."""
+        return replace(self, stage=replace(self.stage, scene=replace(self.stage.scene, size=size)))  # type: ignore
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that is set about text to 3D but the models, the prompts and the seed."""
+
+    nerf: Planned[NeRFStage]
+    extract: ExtractSettings
+    tune: Planned[MeshStage]
+    refine: Planned[MeshStage]
+    turntable: TurntableSettings = field(default_factory=TurntableSettings)
+
+
+def _draft() -> Plan:
+    return Plan(
+        nerf=Planned(ScheduleSettings(0.75, 0.36, levels=48, iterations=5), NeRFStage()),
+        extract=ExtractSettings(faces=5000),
+        tune=Planned(ScheduleSettings(0.5, 0.25, levels=20, iterations=3), MeshStage(scene=MeshSettings("both"))),
+        refine=Planned(ScheduleSettings(0.3, 0.0, levels=20, iterations=2), MeshStage()),
+    )
+
+
+PRESETS = {"draft": _draft(), "standard": _draft(), "high": _draft()}
+
+
+def generate(
+    plan: Plan, priors: Mapping[str, Prior], *, seed: int, run: Callable[[str, Callable[..., Any]], Any] | None = None
+) -> Mesh:
+    """Text to a textured mesh.
+
+    Args:
+        plan: of all stages.
+        priors: by stage: "nerf", "tune", and "refine" if the mesh is to be refined.
+        seed: of everything random.
+        run: called as `run(stage, function)` for "nerf", "extract" and those that follow; it returns the
+            function's result. To those of `OPTIMISED` it may give `on_progress`, `cancelled` and
+            `checkpoint` as keywords.
+
+    Raises:
+        ValueError: a size does not fit a model, or a setting is out of range; before any long work.
+    """
+    run = run or (lambda _, function: function())
+    schedules = {name: getattr(plan, name).schedule.build(prior) for name, prior in priors.items()}
+    for name, prior in priors.items():
+        size = getattr(plan, name).stage.scene.size
+        prior.latent_shape(size, size)
+    field = run("nerf", partial(optimise_nerf, priors["nerf"], schedules["nerf"], plan.nerf.stage, seed=seed))
+    mesh = run("extract", partial(extract_mesh, field, plan.extract))
+    for number, name in enumerate(OPTIMISED[1:], start=1):
+        if name in priors:
+            stage = getattr(plan, name).stage
+            # Stages draw the same kinds of random numbers, which should not be the same numbers.
+            optimise = partial(optimise_mesh, priors[name], schedules[name], mesh, stage, seed=seed + number)
+            mesh = run(name, optimise)
+    return mesh
