@@ -144,9 +144,10 @@ class Phi:
         self.session, self.settings = session, settings
         self.lora = LoRA(session.network, settings.rank, make_generator(seed, "phi")).to(session.device)
         self.optimiser = torch.optim.Adam(self.lora.parameters(), lr=settings.learning_rate)
-        # Half-precision gradients of a small LoRA underflow unless the loss is scaled.
-        half = any(p.dtype == torch.float16 for p in session.network.parameters())
-        self.scaler = torch.amp.GradScaler(session.device.type, enabled=half)
+        # Half-precision gradients of a small LoRA underflow unless the loss is scaled. Weights of fewer bits
+        # may be computed with in half precision.
+        short = any(p.dtype not in (torch.float32, torch.bfloat16) for p in session.network.parameters())
+        self.scaler = torch.amp.GradScaler(session.device.type, enabled=short)
 
     def denoise(self, z_t: Tensor, sigma: float, views: Any) -> Tensor:
         """D_phi(z_t; sigma), differentiable in phi."""

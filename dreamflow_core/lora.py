@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -23,10 +24,10 @@ class _LowRank(nn.Module):
     Weights are float32 and are cast to the activation's type.
     """
 
-    def __init__(self, layer: nn.Linear | nn.Conv2d, rank: int, generator: torch.Generator):
+    def __init__(self, layer: Any, rank: int, generator: torch.Generator):
         super().__init__()
-        outputs, inputs = layer.weight.shape[:2]
-        kernel = layer.weight.shape[2:]
+        outputs, inputs = _widths(layer)
+        kernel = layer.kernel_size if isinstance(layer, nn.Conv2d) else ()
         down = torch.empty(rank, inputs, *kernel)
         bound = 1 / math.sqrt(down[0].numel())
         self.down = nn.Parameter(down.uniform_(-bound, bound, generator=generator))
@@ -87,9 +88,21 @@ class LoRA(nn.Module):
         return add
 
 
-def _adaptable(root: nn.Module, rank: int) -> Iterator[nn.Linear | nn.Conv2d]:
+def _adaptable(root: nn.Module, rank: int) -> Iterator[Any]:
     for module in root.modules():
         if isinstance(module, nn.Conv2d) and (module.groups > 1 or module.padding_mode != "zeros"):
             continue
-        if isinstance(module, (nn.Linear, nn.Conv2d)) and min(module.weight.shape[:2]) > rank:
+        if (isinstance(module, nn.Conv2d) or is_linear(module)) and min(_widths(module)) > rank:
             yield module
+
+
+def is_linear(module: nn.Module) -> bool:
+    """Whether it is a linear layer; a quantised one, such as ComfyUI's, need not be an nn.Linear."""
+    return isinstance(module, nn.Linear) or (type(module).__name__ == "Linear" and hasattr(module, "in_features"))
+
+
+def _widths(layer: Any) -> tuple[int, int]:
+    """Outputs and inputs; the weight itself may be packed."""
+    if isinstance(layer, nn.Conv2d):
+        return layer.out_channels, layer.in_channels
+    return layer.out_features, layer.in_features

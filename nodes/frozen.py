@@ -19,6 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..dreamflow_core.lora import is_linear
+
 Restore = Callable[[], Any]
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -50,7 +52,7 @@ class _Frozen(torch.autograd.Function):
     """A layer as a function of its input alone."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, layer: nn.Module, forward: Callable, restore: Restore | None) -> Tensor:
+    def forward(ctx: Any, x: Tensor, layer: Any, forward: Callable, restore: Restore | None) -> Tensor:
         ctx.layer, ctx.restore, ctx.shape, ctx.dtype = layer, restore, x.shape, x.dtype
         if not (is_linear(layer) or _is_plain_convolution(layer)):
             ctx.save_for_backward(x)
@@ -73,11 +75,6 @@ class _Frozen(torch.autograd.Function):
         return to_input.to(ctx.dtype), None, None, None
 
 
-def is_linear(module: nn.Module) -> bool:
-    """Whether it is a linear layer; ComfyUI's quantised one is no nn.Linear."""
-    return isinstance(module, nn.Linear) or (type(module).__name__ == "Linear" and hasattr(module, "in_features"))
-
-
 def _is_layer(module: nn.Module) -> bool:
     """Whether its weights are cast where it is used, or have a rule here."""
     return hasattr(module, "comfy_cast_weights") or _has_rule(module)
@@ -91,7 +88,7 @@ def _is_plain_convolution(module: nn.Module) -> bool:
     return isinstance(module, _CONVOLUTIONS) and module.padding_mode == "zeros" and not isinstance(module.padding, str)
 
 
-def _route(name: str, layer: nn.Module, remember: Callable[[], Restore] | None, undo: ExitStack) -> None:
+def _route(name: str, layer: Any, remember: Callable[[], Restore] | None, undo: ExitStack) -> None:
     """Put a forward on the layer that keeps its weights out of the graph."""
     before = layer.__dict__.get("forward")
     if isinstance(before, _Routed):
@@ -115,7 +112,7 @@ def _route(name: str, layer: nn.Module, remember: Callable[[], Restore] | None, 
 class _Routed:
     """The forward that `_route` puts on a layer."""
 
-    def __init__(self, layer: nn.Module, forward: Callable, remember: Callable[[], Restore] | None):
+    def __init__(self, layer: Any, forward: Callable, remember: Callable[[], Restore] | None):
         self.layer, self.original, self.remember = layer, forward, remember
 
     def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -132,7 +129,8 @@ class _Routed:
 
 def _clone_weights(module: nn.Module, undo: ExitStack) -> None:
     """Stand copies in for a module's own weights that autograd refuses or would train."""
-    for weights in (module._parameters, module._buffers):
+    tables: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
+    for weights in tables:
         for name, weight in weights.items():
             if weight is not None and (weight.is_inference() or weight.requires_grad):
                 copy = weight.detach().clone()
@@ -141,7 +139,7 @@ def _clone_weights(module: nn.Module, undo: ExitStack) -> None:
 
 
 @contextmanager
-def _weights(layer: nn.Module, like: Tensor) -> Iterator[tuple[Tensor | None, Tensor | None]]:
+def _weights(layer: Any, like: Tensor) -> Iterator[tuple[Any, Any]]:
     """The layer's weight and bias as it computes with them, in the gradient's type and place."""
     if getattr(layer, "weight", None) is None:
         yield None, None
