@@ -4,9 +4,28 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
+from .cameras import DreamFlowCameras
 from .demo_model import DreamFlowDemoModel
+from .fields import DreamFlowLoadNeRF, DreamFlowSaveNeRF
+from .guidance import DreamFlowGuidance
+from .prompts import DreamFlowViewPrompt, DreamFlowViewRange
+from .scheduler import DreamFlowScheduler
+from .stages import DreamFlowMeshExtract, DreamFlowMeshRefine, DreamFlowMeshTune, DreamFlowNeRFOptimize
 
-NODES: list[type[io.ComfyNode]] = [DreamFlowDemoModel]
+NODES: list[type[io.ComfyNode]] = [
+    DreamFlowCameras,
+    DreamFlowDemoModel,
+    DreamFlowGuidance,
+    DreamFlowLoadNeRF,
+    DreamFlowMeshExtract,
+    DreamFlowMeshRefine,
+    DreamFlowMeshTune,
+    DreamFlowNeRFOptimize,
+    DreamFlowSaveNeRF,
+    DreamFlowScheduler,
+    DreamFlowViewPrompt,
+    DreamFlowViewRange,
+]
 
 
 class DreamFlowExtension(ComfyExtension):

@@ -55,23 +55,26 @@ class ComfyUI:
             on_preview: called with each preview's metadata ("node_id", "image_type") and encoded picture.
 
         Returns:
-            What each output node shows, by its id, as `/history` gives it.
+            What each output node shows, by its id.
 
         Raises:
             Failed: the workflow was refused, failed, or was interrupted.
         """
+        outputs: dict[str, Any] = {}
         with connect(f"ws://{self.address}/ws?clientId={self.client}", max_size=None) as socket:
             socket.send(json.dumps({"type": "feature_flags", "data": {"supports_preview_metadata": True}}))
             run = self.queue(workflow)
             for kind, data in self._messages(socket, run, on_preview):
                 on_message(kind, data)
+                if kind == "executed":
+                    outputs[data["node"]] = data["output"]
                 if kind == "execution_error":
                     raise Failed(f"{data['node_type']}: {data['exception_message'].strip()}")
                 if kind == "execution_interrupted":
                     raise Failed(f"{data['node_type']} was interrupted")
                 if kind == "execution_success":
                     break
-        return self.get(f"/history/{run}")[run]["outputs"]
+        return outputs
 
     def queue(self, workflow: Workflow) -> str:
         """Put a workflow in the queue and return the id of its run.

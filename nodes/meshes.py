@@ -1,0 +1,99 @@
+"""ComfyUI's MESH and 3D files, and `dreamflow_core`'s Mesh."""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from comfy_api.latest import Types, io
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from ..dreamflow_core.mesh.mesh import Mesh
+
+FILES = [io.File3DGLB, io.File3DOBJ, io.File3DPLY, io.File3DAny]
+"""The kinds of 3D file that are taken in a mesh's place."""
+
+
+def mesh_input(tooltip: str) -> io.MultiType.Input:
+    """An input "mesh" for a MESH or a 3D file."""
+    return io.MultiType.Input(io.Mesh.Input("mesh"), types=FILES, tooltip=tooltip)
+
+
+def read(mesh: Any) -> Mesh:
+    """A MESH or a FILE_3D as a `Mesh`.
+
+    Raises:
+        BadMesh: there is more than one mesh, or it cannot be used.
+        BadFile: the file cannot be read.
+    """
+    return _from_file(mesh) if isinstance(mesh, Types.File3D) else _from_comfy(mesh)
+
+
+def _from_file(file: Any) -> Mesh:
+    from ..dreamflow_core.mesh.files import load_mesh
+
+    if file.is_disk_backed:
+        return load_mesh(Path(file.get_source()))
+    with tempfile.TemporaryDirectory() as folder:
+        return load_mesh(Path(file.save_to(str(Path(folder) / f"mesh.{file.format}"))))
+
+
+def _from_comfy(mesh: Any) -> Mesh:
+    from ..dreamflow_core.mesh.files import to_display
+    from ..dreamflow_core.mesh.mesh import BadMesh, Mesh
+
+    if len(mesh.vertices) != 1:
+        raise BadMesh(f"there are {len(mesh.vertices)} meshes in the batch; this node takes one")
+    vertices = slice(None) if mesh.vertex_counts is None else slice(int(mesh.vertex_counts[0]))
+    faces = slice(None) if mesh.face_counts is None else slice(int(mesh.face_counts[0]))
+
+    def values(attribute: Tensor | None, kept: slice, channels: int | None = None) -> Any:
+        return None if attribute is None else attribute[0, kept].detach().cpu().float().numpy()[..., :channels]
+
+    colours = values(mesh.vertex_colors, vertices, 3)
+    return Mesh(
+        vertices=values(mesh.vertices, vertices),
+        faces=mesh.faces[0, faces].cpu().numpy(),
+        uvs=values(mesh.uvs, vertices),
+        texture=None if mesh.uvs is None else values(mesh.texture, slice(None), 3),
+        normals=values(mesh.normals, vertices),
+        # As in glTF, a MESH holds linear colours.
+        colours=None if colours is None else to_display(colours),
+        unlit=mesh.unlit,
+    )
+
+
+def to_comfy(mesh: Mesh) -> Any:
+    """A `Mesh` as a MESH, a batch of one on the CPU."""
+    from ..dreamflow_core.mesh.files import to_linear
+
+    colours = None if mesh.colours is None else to_linear(mesh.colours)
+    attributes = {"uvs": mesh.uvs, "vertex_colors": colours, "texture": mesh.texture, "normals": mesh.normals}
+    batches = {name: None if values is None else torch.tensor(values)[None] for name, values in attributes.items()}
+    return Types.MESH(torch.tensor(mesh.vertices)[None], torch.tensor(mesh.faces)[None], unlit=mesh.unlit, **batches)
+
+
+def changed(source: Any, before: Mesh, after: Mesh, moved: bool) -> Any:
+    """A MESH with what a stage changed of it; maps and materials that the stage knows nothing of stay.
+
+    Args:
+        source: the MESH or FILE_3D that the stage was given.
+        before: what `read` made of it.
+        after: what the stage made of that.
+        moved: whether the stage moves vertices.
+    """
+    made = to_comfy(after)
+    if isinstance(source, Types.File3D) or len(before.vertices) != len(after.vertices):
+        # With new UVs, maps that were drawn for others would not fit.
+        return made
+    kept = copy.copy(source)
+    kept.uvs, kept.texture = made.uvs, made.texture
+    if moved:
+        kept.vertices, kept.faces, kept.normals, kept.tangents = made.vertices, made.faces, made.normals, None
+        kept.vertex_colors = made.vertex_colors
+        kept.vertex_counts = kept.face_counts = None
+    return kept

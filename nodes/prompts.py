@@ -1,0 +1,116 @@
+"""Prompts that hold for some views only."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from comfy_api.latest import io
+
+from ..dreamflow_core.cameras import BELOW_ELEVATION, OVERHEAD_ELEVATION
+from .conditioning import Conditioning, tag_view
+
+_AROUND, _LEVEL = (-180.0, 180.0), (BELOW_ELEVATION, OVERHEAD_ELEVATION)
+
+VIEWS = {
+    "front": ("front view", [(-45.0, 45.0)], _LEVEL),
+    "side": ("side view", [(45.0, 135.0), (-135.0, -45.0)], _LEVEL),
+    "back": ("back view", [(135.0, 225.0)], _LEVEL),
+    "overhead": ("overhead view", [_AROUND], (OVERHEAD_ELEVATION, 90.0)),
+    "below": ("view from below", [_AROUND], (-90.0, BELOW_ELEVATION)),
+}
+"""Default words, azimuths and elevations of each view in `cameras.VIEW_NAMES`."""
+
+
+class DreamFlowViewPrompt(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        words = [
+            io.String.Input(
+                name, default=default, tooltip=f"Added to the text for {name} views; empty adds nothing.", optional=True
+            )
+            for name, (default, _, _) in VIEWS.items()
+        ]
+        return io.Schema(
+            node_id="DreamFlowViewPrompt",
+            display_name="View-Dependent Prompt",
+            category="DreamFlow/conditioning",
+            description="One prompt in as many wordings as there are kinds of views. "
+            "Each entry holds for its own views, so the model is always asked for what the camera sees.",
+            search_aliases=["text encode", "front side back"],
+            inputs=[
+                io.Clip.Input("clip"),
+                io.String.Input("text", multiline=True, dynamic_prompts=True, tooltip="What to make."),
+                *words,
+            ],
+            outputs=[io.Conditioning.Output()],
+        )
+
+    @classmethod
+    def execute(cls, clip: Any, text: str, **words: str) -> io.NodeOutput:
+        if clip is None:
+            raise ValueError(
+                "the clip input is empty: the checkpoint may have no text encoder, load one with Load CLIP"
+            )
+        entries: Conditioning = []
+        for name, (default, azimuths, elevations) in VIEWS.items():
+            prompt = ", ".join(part for part in (text, words.get(name, default)) if part)
+            entries += tag_view(clip.encode_from_tokens_scheduled(clip.tokenize(prompt)), azimuths, elevations)
+        return io.NodeOutput(entries)
+
+
+class DreamFlowViewRange(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DreamFlowViewRange",
+            display_name="Set View Range",
+            category="DreamFlow/conditioning",
+            description="Makes a conditioning hold for some views only. Combine several for prompts by view.",
+            inputs=[
+                io.Conditioning.Input("conditioning"),
+                io.Float.Input(
+                    "azimuth_from",
+                    default=_AROUND[0],
+                    min=-360.0,
+                    max=360.0,
+                    step=1.0,
+                    tooltip="Degrees around the object: 0 is its front, 90 its side on +X, 180 its back.",
+                ),
+                io.Float.Input(
+                    "azimuth_to",
+                    default=_AROUND[1],
+                    min=-360.0,
+                    max=720.0,
+                    step=1.0,
+                    tooltip="May pass 180: 135 to 225 is the back.",
+                ),
+                io.Float.Input(
+                    "elevation_from",
+                    default=-90.0,
+                    min=-90.0,
+                    max=90.0,
+                    step=1.0,
+                    tooltip="Degrees above the horizon.",
+                ),
+                io.Float.Input(
+                    "elevation_to",
+                    default=90.0,
+                    min=-90.0,
+                    max=90.0,
+                    step=1.0,
+                    tooltip="Degrees above the horizon.",
+                ),
+            ],
+            outputs=[io.Conditioning.Output()],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        conditioning: Conditioning,
+        azimuth_from: float,
+        azimuth_to: float,
+        elevation_from: float,
+        elevation_to: float,
+    ) -> io.NodeOutput:
+        return io.NodeOutput(tag_view(conditioning, [(azimuth_from, azimuth_to)], (elevation_from, elevation_to)))

@@ -1,0 +1,147 @@
+"""How a stage runs as a node: progress and previews on the canvas, interrupts, and resuming."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import time
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import comfy.model_management
+import comfy.utils
+import folder_paths
+import torch
+from comfy_api.latest import io
+from comfy_execution.graph_utils import is_link
+from PIL import Image
+
+from ..dreamflow_core.apfo import Cancelled, Checkpoint, Progress
+from ..dreamflow_core.pictures import contact_sheet, to_pillow
+from ..dreamflow_core.state import BadFile
+
+T = TypeVar("T", covariant=True)
+
+HIDDEN = [io.Hidden.dynprompt, io.Hidden.unique_id]
+"""What a node has to ask for so that `run` can tell its job from others."""
+
+PREVIEW_EVERY = 0.5
+"""Seconds between previews, at least."""
+PREVIEW_SHARE = 0.1
+"""Previews take no more than this share of the time."""
+PREVIEW_SIZE = 512
+"""Larger previews are scaled down to this side."""
+
+CHECKPOINTS_KEPT = 8
+"""The newest checkpoints that are kept. Those of finished stages count: a job of several stages that is queued
+again after a restart takes them up where it was, without running the stages before once more."""
+
+
+class Work(Protocol[T]):
+    """A stage of `dreamflow_core.pipeline` that only lacks what it reports to."""
+
+    def __call__(
+        self,
+        *,
+        on_progress: Callable[[Progress], None],
+        cancelled: Callable[[], bool],
+        checkpoint: Checkpoint,
+    ) -> T: ...
+
+
+def run(node: type[io.ComfyNode], work: Work[T], settings: dict[str, Any], save_every: float) -> T:
+    """Run a stage inside a node that asked for `HIDDEN`.
+
+    It continues if the same node with everything before it in the graph was started earlier and did not end.
+
+    Args:
+        node: the class that `execute` was called on.
+        work: the stage.
+        settings: of the stage, as JSON values. A checkpoint made with others is not used.
+        save_every: seconds between checkpoints.
+
+    Raises:
+        comfy.model_management.InterruptProcessingException: the user stopped it; a checkpoint was saved.
+    """
+    path = checkpoint_folder() / f"{job_key(node.hidden.dynprompt, node.hidden.unique_id)}.safetensors"
+    checkpoint = Checkpoint(path, settings, save_every, resume=True)
+
+    def attempt() -> T:
+        return work(
+            on_progress=Reporter(), cancelled=comfy.model_management.processing_interrupted, checkpoint=checkpoint
+        )
+
+    try:
+        return attempt()
+    except BadFile as error:
+        if not path.exists():
+            raise
+        logging.warning("DreamFlow starts the stage from the beginning, as its checkpoint cannot be used: %s", error)
+        path.unlink()
+        return attempt()
+    except Cancelled:
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        raise
+    finally:
+        forget_old_checkpoints(path.parent)
+
+
+def checkpoint_folder() -> Path:
+    """Where checkpoints live: it outlasts the server, and is not served over HTTP."""
+    return Path(folder_paths.get_system_user_directory("dreamflow")) / "checkpoints"
+
+
+def forget_old_checkpoints(folder: Path) -> None:
+    """Remove all but the newest `CHECKPOINTS_KEPT`."""
+    newest_first = sorted(folder.glob("*.safetensors"), key=lambda path: path.stat().st_mtime, reverse=True)
+    for path in newest_first[CHECKPOINTS_KEPT:]:
+        path.unlink(missing_ok=True)
+
+
+def job_key(graph: Any, node_id: str) -> str:
+    """Name of what a node computes: its class and inputs, and those of all nodes before it, whatever their ids.
+
+    Args:
+        graph: ComfyUI's `DynamicPrompt`.
+    """
+
+    @cache
+    def key(node_id: str) -> str:
+        node = graph.get_node(node_id)
+        inputs = {
+            name: [key(value[0]), value[1]] if is_link(value) else value for name, value in node["inputs"].items()
+        }
+        return hashlib.sha256(json.dumps([node["class_type"], inputs], sort_keys=True).encode()).hexdigest()
+
+    return key(node_id)
+
+
+class Reporter:
+    """Shows progress, and now and then the current render, on the node."""
+
+    def __init__(self) -> None:
+        self.bar: comfy.utils.ProgressBar | None = None
+        self.preview_due = -math.inf
+
+    def __call__(self, progress: Progress) -> None:
+        # The bar would raise at once; the loop saves its checkpoint before it stops.
+        if comfy.model_management.processing_interrupted():
+            return
+        if self.bar is None:
+            self.bar = comfy.utils.ProgressBar(progress.steps)
+        self.bar.update_absolute(progress.step, progress.steps, self._preview(progress))
+
+    def _preview(self, progress: Progress) -> tuple[str, Image.Image, int] | None:
+        start = time.monotonic()
+        if start < self.preview_due and progress.step < progress.steps:
+            return None
+        with torch.no_grad():
+            images = progress.preview().float().cpu()
+        picture = to_pillow(contact_sheet(images, columns=math.ceil(math.sqrt(len(images)))))
+        now = time.monotonic()
+        self.preview_due = now + max(PREVIEW_EVERY, (now - start) / PREVIEW_SHARE)
+        return "JPEG", picture, PREVIEW_SIZE

@@ -1,0 +1,260 @@
+"""The three stages."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from comfy_api.latest import io
+from torch import Tensor
+
+from ..dreamflow_core.apfo import Checkpoint
+from ..dreamflow_core.pipeline import (
+    ExtractSettings,
+    MeshStage,
+    NeRFStage,
+    TurntableSettings,
+    extract_mesh,
+    optimise_mesh,
+    optimise_nerf,
+    turntable,
+)
+from ..dreamflow_core.prior import Look
+from ..dreamflow_core.scenes.settings import BACKGROUNDS, LOOKS, TARGETS, MeshSettings, NeRFSettings
+from ..dreamflow_core.schedule import Schedule
+from ..dreamflow_core.views import ViewRange
+from . import meshes
+from .comfy_prior import ComfyPrior
+from .conditioning import Conditioning
+from .levels import native_schedule
+from .running import HIDDEN, run
+from .settings import checkpoint_input, choice, flow_inputs, number, prior_inputs, stage_inputs
+from .sockets import GuidanceSettings, NeRF
+
+if TYPE_CHECKING:
+    from ..dreamflow_core.scenes.nerf import NeRFScene
+
+PREVIEW_VIEWS = 8
+"""Pictures of a stage's preview output."""
+
+
+class DreamFlowNeRFOptimize(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DreamFlowNeRFOptimize",
+            display_name="NeRF Optimize",
+            category="DreamFlow",
+            description="Stage 1: a radiance field whose pictures from all sides look like what the model would paint.",
+            search_aliases=["text to 3d", "dreamfusion", "apfo"],
+            inputs=[
+                *prior_inputs(),
+                *flow_inputs(),
+                number(NeRFSettings, "size", 16, 4096, _SIZE, id="resolution", advanced=False),
+                number(NeRFSettings, "samples", 8, 4096, "Steps of a ray across the scene."),
+                choice(
+                    NeRFSettings,
+                    "background",
+                    BACKGROUNDS,
+                    "random: every picture on a colour of its own, so holes stay open. learned: a soft surround.",
+                ),
+                number(NeRFSettings, "orientation", 0.0, 100.0, "Weight of the loss on surfaces facing away."),
+                number(NeRFSettings, "opacity", 0.0, 100.0, "Weight of the loss on half-transparent rays."),
+                number(NeRFSettings, "distortion", 0.0, 100.0, "Weight of the loss on matter spread along a ray."),
+                number(NeRFSettings, "grid_rate", 1e-6, 10.0, "Learning rate of the hash grid."),
+                number(NeRFSettings, "head_rate", 1e-6, 10.0, "Learning rate of all else."),
+                checkpoint_input(),
+                *stage_inputs(),
+                NeRF.Input("nerf", optional=True, tooltip="A field to start from instead of a ball."),
+            ],
+            outputs=[NeRF.Output(display_name="NERF"), io.Image.Output(display_name="preview")],
+            hidden=HIDDEN,
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        resolution: int,
+        save_every: float = Checkpoint.every,
+        cameras: ViewRange | None = None,
+        guidance: GuidanceSettings | None = None,
+        nerf: NeRFScene | None = None,
+        **others: Any,
+    ) -> io.NodeOutput:
+        flow, scene = _split(others)
+        stage = NeRFStage(scene=NeRFSettings(size=resolution, **scene), **_how(cameras, guidance))
+        # The nodes' inference mode would make parameters that cannot be trained.
+        with torch.inference_mode(False):
+            prior, schedule, seed = _prior(size=resolution, views=stage.views, **flow)
+            work = partial(optimise_nerf, prior, schedule, stage, seed=seed, start=nerf)
+            field = run(cls, work, asdict(stage), save_every)
+            return io.NodeOutput(field, _preview(field.view, resolution, stage.views))
+
+
+class DreamFlowMeshExtract(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="DreamFlowMeshExtract",
+            display_name="Mesh Extract",
+            category="DreamFlow",
+            description="The surface of a radiance field as one closed mesh with UVs and a texture.",
+            search_aliases=["marching cubes", "nerf to mesh"],
+            inputs=[
+                NeRF.Input("nerf"),
+                io.Float.Input(
+                    "threshold",
+                    default=0.0,
+                    min=0.0,
+                    max=10000.0,
+                    step=0.1,
+                    tooltip="Density at the surface. 0 finds it.",
+                ),
+                number(ExtractSettings, "faces", 4, 10000000, "Triangles, at most.", advanced=False),
+                number(ExtractSettings, "texture_size", 16, 8192, "Side of the texture, in texels.", advanced=False),
+                number(
+                    ExtractSettings, "resolution", 16, 1024, "Nodes per axis of the grid on which the surface is found."
+                ),
+            ],
+            outputs=[io.Mesh.Output(display_name="MESH")],
+        )
+
+    @classmethod
+    def execute(cls, nerf: NeRFScene, threshold: float, **settings: int) -> io.NodeOutput:
+        from ..dreamflow_core.mesh.topology import vertex_normals
+
+        mesh = extract_mesh(nerf, ExtractSettings(threshold=threshold or None, **settings))
+        # Without normals viewers shade every triangle flat.
+        normals = vertex_normals(mesh.vertices, mesh.faces)
+        return io.NodeOutput(meshes.to_comfy(replace(mesh, normals=normals)))
+
+
+class DreamFlowMeshTune(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return _mesh_schema(
+            "DreamFlowMeshTune",
+            "Mesh Tune",
+            "Stage 2: changes a mesh's texture, shape or both until its pictures look like what the model would paint.",
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        mesh: Any,
+        resolution: int,
+        texture_size: int = 0,
+        save_every: float = Checkpoint.every,
+        cameras: ViewRange | None = None,
+        guidance: GuidanceSettings | None = None,
+        **others: Any,
+    ) -> io.NodeOutput:
+        from ..dreamflow_core.scenes.mesh import look_at
+
+        flow, scene = _split(others)
+        settings = MeshSettings(size=resolution, **scene)
+        stage = MeshStage(scene=settings, texture_size=texture_size or None, **_how(cameras, guidance))
+        given = meshes.read(mesh)
+        with torch.inference_mode(False):
+            prior, schedule, seed = _prior(size=resolution, views=stage.views, **flow)
+            work = partial(optimise_mesh, prior, schedule, given, stage, seed=seed)
+            made = run(cls, work, asdict(stage), save_every)
+            result = meshes.changed(mesh, given, made, moved="vertices" in settings.rates())
+            return io.NodeOutput(result, _preview(look_at(made), resolution, stage.views))
+
+
+class DreamFlowMeshRefine(DreamFlowMeshTune):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return _mesh_schema(
+            "DreamFlowMeshRefine",
+            "Mesh Refine",
+            "Stage 3: the same as Mesh Tune at a high resolution, for a second model such as the SDXL refiner.",
+        )
+
+
+_SIZE = "Side of the pictures that the model denoises, in pixels: what it was made for, or 64 for the demo model."
+
+
+def _mesh_schema(node_id: str, display_name: str, description: str) -> io.Schema:
+    return io.Schema(
+        node_id=node_id,
+        display_name=display_name,
+        category="DreamFlow",
+        description=description,
+        search_aliases=["texture mesh", "apfo"],
+        inputs=[
+            *prior_inputs(),
+            *flow_inputs(),
+            meshes.mesh_input("From any node, or a 3D file (GLB, OBJ, PLY). It gets the UVs and texture it lacks."),
+            choice(MeshSettings, "optimise", TARGETS, "What may change.", advanced=False),
+            number(MeshSettings, "size", 16, 4096, _SIZE, id="resolution", advanced=False),
+            io.Int.Input(
+                "texture_size",
+                default=0,
+                min=0,
+                max=8192,
+                step=64,
+                optional=True,
+                tooltip="A smaller texture is enlarged to this side. 0 keeps it as it is.",
+            ),
+            choice(
+                MeshSettings,
+                "geometry_look",
+                LOOKS,
+                "What the model sees while the shape alone changes. normal: the map of normals. "
+                "colour: the mesh as it looks, for models that have never seen a normal map.",
+            ),
+            number(MeshSettings, "texture_rate", 1e-6, 10.0, "Learning rate of the texture."),
+            number(MeshSettings, "geometry_rate", 1e-6, 10.0, "Learning rate of the shape."),
+            number(MeshSettings, "smoothing", 0.0, 1000.0, "How far a change of the shape spreads over its surface."),
+            number(MeshSettings, "bending", 0.0, 1000.0, "Weight of the loss on sharp edges."),
+            checkpoint_input(),
+            *stage_inputs(),
+        ],
+        outputs=[io.Mesh.Output(display_name="MESH"), io.Image.Output(display_name="preview")],
+        hidden=HIDDEN,
+    )
+
+
+_FLOW = ("model", "positive", "negative", "vae", "sigmas", "seed", "cfg", "iterations")
+
+
+def _split(inputs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The inputs that every stage has, and the scene's own settings."""
+    return {name: inputs[name] for name in _FLOW}, {n: value for n, value in inputs.items() if n not in _FLOW}
+
+
+def _how(cameras: ViewRange | None, guidance: GuidanceSettings | None) -> dict[str, Any]:
+    """The settings that all stages share."""
+    guidance = guidance or GuidanceSettings()
+    return {"views": cameras or ViewRange(), "method": guidance.method, "phi": guidance.phi}
+
+
+def _prior(
+    *,
+    model: Any,
+    positive: Conditioning,
+    negative: Conditioning,
+    vae: Any,
+    sigmas: Tensor,
+    seed: int,
+    cfg: float,
+    iterations: int,
+    size: int,
+    views: ViewRange,
+) -> tuple[ComfyPrior, Schedule, int]:
+    """The prior and the schedule of a stage, checked, and its seed."""
+    schedule = native_schedule(model, sigmas, iterations)
+    prior = ComfyPrior(model, positive, negative, vae, cfg=cfg, size=size, seed=seed, views=views.views)
+    prior.check_views(views)
+    return prior, schedule, seed
+
+
+def _preview(look: Look, size: int, views: ViewRange) -> Tensor:
+    """IMAGE (B, H, W, 3) of the scene from all around, on white."""
+    (radius, _), (fov, _) = views.radius, views.fov
+    settings = replace(TurntableSettings(), views=PREVIEW_VIEWS, size=size, radius=radius, fov=fov)
+    return turntable(look, settings).on((1.0, 1.0, 1.0)).movedim(1, -1).cpu()
