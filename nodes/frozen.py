@@ -55,8 +55,9 @@ class _Frozen(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, layer: Any, forward: Callable, restore: Restore | None) -> Tensor:
         ctx.layer, ctx.restore, ctx.shape, ctx.dtype = layer, restore, x.shape, x.dtype
         if not (is_linear(layer) or _is_plain_convolution(layer)):
-            ctx.save_for_backward(x)
-        # A copy of its own: layers in 8 bits clamp their input in place.
+            # A copy: transformers add to their residual stream in place after normalising it.
+            ctx.save_for_backward(x.detach().clone())
+        # A copy here as well: layers in 8 bits clamp their input in place.
         return forward(x.detach().clone() if is_linear(layer) and layer.weight.dtype.itemsize == 1 else x.detach())
 
     @staticmethod

@@ -21,30 +21,33 @@ def noise(count: int = 2, channels: int = 4) -> torch.Tensor:
     return torch.randn(count, channels, SIZE // 8, SIZE // 8, generator=torch.Generator().manual_seed(12))
 
 
-def noised(model, sigma: float = SIGMA) -> torch.Tensor:
-    """z + sigma eps, computed as a KSampler does."""
-    return sigma * noise() + model.model.process_latent_in(latents())
+def noised(model, sigma: float = SIGMA, count: int = 2) -> torch.Tensor:
+    """z + sigma eps of these, z being in the model's own latent space, computed as a KSampler does."""
+    channels = model.get_model_object("latent_format").latent_channels
+    return sigma * noise(count, channels) + model.model.process_latent_in(latents(count, channels))
 
 
-def prior(
-    model, positive, negative=None, *, cfg: float = 7.5, vae=None, size: int = SIZE, views: int = 2
-) -> ComfyPrior:
-    return ComfyPrior(
-        model, positive, negative or tiny.text(2), vae or tiny.vae(), cfg=cfg, size=size, seed=3, views=views
-    )
+def prior(model, positive, negative=None, *, cfg: float = 7.5, vae=None, size: int = SIZE, views: int = 2):
+    negative, vae = negative or tiny.text(2), vae or tiny.vae()
+    return ComfyPrior(model, positive, negative, vae, cfg=cfg, size=size, seed=3, views=views)
 
 
-def step(model, positive, negative, cfg: float, sigma: float = SIGMA) -> torch.Tensor:
-    """The denoised estimate that a KSampler's first step gets when it starts at the model's own `sigma`."""
+def step(
+    model, positive, negative, cfg: float, sigma: float = SIGMA, *, count: int = 2, rows=slice(None), **given
+) -> torch.Tensor:
+    """The denoised estimate that a KSampler's first step gets when it starts at the model's own `sigma`.
+
+    Its batch is `rows` of `count` latents, or the `latents` and `noise` that are given.
+    """
     guider = comfy.samplers.CFGGuider(model)
     guider.set_conds(positive, negative)
     guider.set_cfg(cfg)
+    channels = model.get_model_object("latent_format").latent_channels
     seen = []
-    sampler = comfy.samplers.sampler_object("euler")
     guider.sample(
-        noise(),
-        latents(),
-        sampler,
+        given.get("noise", noise(count, channels))[rows],
+        given.get("latents", latents(count, channels))[rows],
+        comfy.samplers.sampler_object("euler"),
         torch.tensor([sigma, 0.0]),
         callback=lambda i, denoised, x, total: seen.append(denoised.clone()),
         disable_pbar=True,

@@ -151,6 +151,17 @@ def text(seed: int, *, tokens: int = 77, pooled: int | None = None, **options) -
     return [[torch.randn(1, tokens, WIDTH, generator=generator), {"pooled_output": vector, **options}]]
 
 
+def texts(family: str) -> tuple[list, list]:
+    """Positive and negative CONDITIONING for the model of a family."""
+    pooled = {"sdxl": 1280, "refiner": 1280, "sd3": 2048, "flux": 768}.get(family)
+    return text(1, pooled=pooled), text(2, pooled=pooled)
+
+
+def channels(family: str) -> int:
+    """Of the latents of a family."""
+    return 16 if family in ("sd3", "flux") else 4
+
+
 def _randomised(network: nn.Module) -> nn.Module:
     """With weights that keep activations of order 1; comfy's layers come without any."""
     generator = torch.Generator().manual_seed(0)
@@ -161,5 +172,5 @@ def _randomised(network: nn.Module) -> nn.Module:
             else:
                 weight.fill_(1.0 if name.endswith(("weight", "scale")) else 0.0)
         for buffer in network.buffers():
-            buffer.nan_to_num_()
+            buffer.copy_(torch.randn(buffer.shape, generator=generator) * 0.1)
     return network
