@@ -160,6 +160,7 @@ def optimise_latents(
     """
     rate = None if settings.method == "apfo" else settings.learning_rate
     scene = ImageScene(start.to(_device(prior)), learning_rate=rate)
+    checkpoint = _of(checkpoint, start=_digest(start.cpu().numpy()))
     _optimise(scene, prior, schedule, settings, settings.seed, on_progress, cancelled, checkpoint)
     return scene.values.detach()
 
