@@ -9,7 +9,7 @@ x to the right, y up, z away from the camera.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -96,6 +96,31 @@ class Cameras:
     def view_names(self) -> list[str]:
         """The name in `VIEW_NAMES` of each view."""
         return [view_name(a, e) for a, e in zip(self.azimuth.tolist(), self.elevation.tolist())]
+
+
+@dataclass(frozen=True)
+class PosedCameras(Cameras):
+    """Cameras in any pose: their angles and radii say where they are, not where they look.
+
+    Attributes:
+        rotation: (B, 3, 3) rows right, up and backward, orthonormal.
+    """
+
+    rotation: Tensor
+
+    def __getitem__(self, index) -> PosedCameras:
+        return PosedCameras(*(getattr(self, f.name)[index] for f in fields(self)))
+
+    @classmethod
+    def at(cls, position: Tensor, rotation: Tensor, fov: Tensor) -> PosedCameras:
+        """Cameras at positions (B, 3), away from the origin, with rotations (B, 3, 3) and fields of view (B,)."""
+        radius = position.norm(dim=-1)
+        azimuth = torch.rad2deg(torch.atan2(position[:, 0], position[:, 2]))
+        elevation = torch.rad2deg(torch.asin((position[:, 1] / radius).clamp(-1, 1)))
+        return cls(azimuth, elevation, radius, fov, rotation)
+
+    def axes(self) -> tuple[Tensor, Tensor, Tensor]:
+        return self.rotation[:, 0], self.rotation[:, 1], self.rotation[:, 2]
 
 
 def view_name(azimuth: float, elevation: float) -> str:

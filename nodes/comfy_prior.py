@@ -76,11 +76,25 @@ class ComfyPrior:
         if vae is None:
             raise ValueError("there is no VAE; if it comes from a checkpoint, the checkpoint has none: load one")
         vae.throw_exception_if_invalid()
-        self.model, self.positive, self.negative, self.vae = model, positive, negative, vae
-        self.cfg, self.size, self.seed, self.views = cfg, size, seed, views
+        _check_image_model(model)
+        _check_image_vae(model, vae)
+        self.vae, self.size = vae, size
+        self._ask(model, positive, negative, self.latent_shape(size, size), cfg, seed, views)
+
+    def _ask(
+        self,
+        model: Any,
+        positive: Conditioning,
+        negative: Conditioning,
+        shape: tuple[int, int, int],
+        cfg: float,
+        seed: int,
+        views: int,
+    ) -> None:
+        """What is asked of the model, for latents of this shape."""
+        self.model, self.positive, self.negative, self.shape = model, positive, negative, shape
+        self.cfg, self.seed, self.views = cfg, seed, views
         self.levels = NoiseLevels.of(model)
-        _check_image_model(model, vae)
-        self.shape = self.latent_shape(size, size)
         for name, conditioning in self._conditionings():
             if not conditioning:
                 raise ValueError(f"{name} is empty")
@@ -118,6 +132,33 @@ class ComfyPrior:
 
     def _conditionings(self) -> list[tuple[str, Conditioning]]:
         return [("positive", self.positive), ("negative", self.negative)]
+
+
+class LatentPrior(ComfyPrior):
+    """The same for scenes that are latents already, as a KSampler's are: it needs no VAE, so it cannot encode.
+
+    Args:
+        shape: (C, h, w) of the latents, of any size.
+        others: as for `ComfyPrior`.
+    """
+
+    vae = None
+
+    def __init__(
+        self,
+        model: Any,
+        positive: Conditioning,
+        negative: Conditioning,
+        *,
+        shape: tuple[int, int, int],
+        cfg: float,
+        seed: int,
+        views: int,
+    ):
+        _check_image_model(model)
+        self.size = max(shape[1:])
+        self._ask(model, positive, negative, shape, cfg, seed, views)
+        self.check_views(None)
 
 
 class _Guider(comfy.samplers.CFGGuider):
@@ -181,6 +222,8 @@ class ComfySession(comfy.samplers.Sampler):
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
+        if self._prior.vae is None:
+            return _approximate_colours(latents, self._guider.inner_model.latent_format)
         images = self._prior.vae.decode(self._guider.inner_model.process_latent_out(latents))
         return images.movedim(-1, 1).clamp(0, 1).float()
 
@@ -268,15 +311,15 @@ class ComfySession(comfy.samplers.Sampler):
     @contextmanager
     def _differentiable(self) -> Iterator[None]:
         """Everything the body uses is loaded, and gradients pass through it."""
-        guider, vae = self._guider, self._prior.vae
-        shape = (1, vae.output_channels, self._prior.size, self._prior.size)
-        encoder_memory = _BACKWARD * vae.memory_used_encode(shape, vae.vae_dtype)
+        guider, vaes = self._guider, [] if self._prior.vae is None else [self._prior.vae]
+        shape = (1, 3, self._prior.size, self._prior.size)
+        encoder_memory = sum(_BACKWARD * vae.memory_used_encode(shape, vae.vae_dtype) for vae in vaes)
         latents = [2 * len(self._noise), *self._noise.shape[1:]]
         mm.load_models_gpu(
-            [guider.model_patcher, vae.patcher, *guider.loaded_models],
+            [guider.model_patcher, *(vae.patcher for vae in vaes), *guider.loaded_models],
             memory_required=guider.inner_model.memory_required(latents) + encoder_memory,
         )
-        self._short_of_memory = len(self._noise) * encoder_memory > mm.get_free_memory(vae.device)
+        self._short_of_memory = any(len(self._noise) * encoder_memory > mm.get_free_memory(vae.device) for vae in vaes)
         patcher = guider.inner_model.current_patcher
 
         def remember() -> Callable[[], Any]:
@@ -284,7 +327,7 @@ class ComfySession(comfy.samplers.Sampler):
 
         with ExitStack() as stack:
             stack.enter_context(frozen_autograd(self.network, remember))
-            for module in (vae.first_stage_model, *(m.model for m in guider.loaded_models)):
+            for module in (*(vae.first_stage_model for vae in vaes), *(m.model for m in guider.loaded_models)):
                 stack.enter_context(frozen_autograd(module))
             yield
 
@@ -303,11 +346,27 @@ class ComfySession(comfy.samplers.Sampler):
         return self._guider.inner_model.process_latent_in(latent)
 
 
-def _check_image_model(model: Any, vae: Any) -> None:
+def _approximate_colours(latents: Tensor, latent_format: Any) -> Tensor:
+    """Latents (B, C, h, w) as small pictures (B, 3, h, w) in [0, 1], by ComfyUI's own linear map, grey without one."""
+    factors = latent_format.latent_rgb_factors
+    if factors is None:
+        return latents.mean(1, keepdim=True).expand(-1, 3, -1, -1).float().sigmoid()
+    colours = latents.float().movedim(1, -1) @ torch.tensor(factors).to(latents.device)
+    bias = latent_format.latent_rgb_factors_bias
+    if bias is not None:
+        colours = colours + torch.tensor(bias).to(colours)
+    return (colours.movedim(-1, 1) / 2 + 0.5).clamp(0, 1)
+
+
+def _check_image_model(model: Any) -> None:
     latents = model.get_model_object("latent_format")
     if latents.latent_dimensions != 2:
         kind = {1: "audio or 3D shapes", 3: "video"}.get(latents.latent_dimensions, "no images")
         raise ValueError(f"{type(model.model).__name__} is a model of {kind}; a text-to-image model is needed")
+
+
+def _check_image_vae(model: Any, vae: Any) -> None:
+    latents = model.get_model_object("latent_format")
     if vae.latent_dim != 2:
         raise ValueError("the VAE is not one for images; connect the VAE that belongs to the model")
     if vae.latent_channels != latents.latent_channels:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import comfy.model_management
 import folder_paths
+import torch
 from comfy_api.latest import io
 
 from .sockets import NeRF
@@ -63,7 +65,10 @@ class DreamFlowLoadNeRF(io.ComfyNode):
     def execute(cls, file: str) -> io.NodeOutput:
         from ..dreamflow_core.scenes.nerf import load_field
 
-        return io.NodeOutput(load_field(Path(folder_paths.get_annotated_filepath(file))))
+        path = Path(folder_paths.get_annotated_filepath(file))
+        # The nodes' inference mode would make a field that no stage could go on with.
+        with torch.inference_mode(False):
+            return io.NodeOutput(load_field(path, comfy.model_management.get_torch_device()))
 
 
 def _files() -> list[str]:

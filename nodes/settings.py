@@ -54,7 +54,6 @@ def prior_inputs() -> list[io.Input]:
         io.Model.Input("model", tooltip="Any text-to-image model, with whatever is patched on it."),
         io.Conditioning.Input("positive", tooltip="What to make. Entries with a view range hold for those views."),
         io.Conditioning.Input("negative", tooltip="What to keep away from."),
-        io.Vae.Input("vae", tooltip="The model's own."),
     ]
 
 

@@ -51,6 +51,7 @@ class DreamFlowNeRFOptimize(io.ComfyNode):
             search_aliases=["text to 3d", "dreamfusion", "apfo"],
             inputs=[
                 *prior_inputs(),
+                io.Vae.Input("vae", tooltip="The model's own."),
                 *flow_inputs(),
                 number(NeRFSettings, "size", 16, 4096, _SIZE, id="resolution", advanced=False),
                 number(NeRFSettings, "samples", 8, 4096, "Steps of a ray across the scene."),
@@ -187,6 +188,7 @@ def _mesh_schema(node_id: str, display_name: str, description: str) -> io.Schema
         search_aliases=["texture mesh", "apfo"],
         inputs=[
             *prior_inputs(),
+            io.Vae.Input("vae", tooltip="The model's own."),
             *flow_inputs(),
             meshes.mesh_input("From any node, or a 3D file (GLB, OBJ, PLY). It gets the UVs and texture it lacks."),
             choice(MeshSettings, "optimise", TARGETS, "What may change.", advanced=False),
