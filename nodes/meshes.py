@@ -27,9 +27,13 @@ def read(mesh: Any) -> Mesh:
     """A MESH or a FILE_3D as a `Mesh`.
 
     Raises:
-        BadMesh: there is more than one mesh, or it cannot be used.
+        BadMesh: there is no mesh or more than one, or it cannot be used.
         BadFile: the file cannot be read.
     """
+    from ..dreamflow_core.mesh.mesh import BadMesh
+
+    if mesh is None:
+        raise BadMesh("there is no mesh: choose a file in the node that loads it")
     return _from_file(mesh) if isinstance(mesh, Types.File3D) else _from_comfy(mesh)
 
 

@@ -22,6 +22,7 @@ from ..dreamflow_core.pipeline import (
     turntable,
 )
 from ..dreamflow_core.prior import Look
+from ..dreamflow_core.render.hashgrid import HashGridSettings
 from ..dreamflow_core.scenes.settings import BACKGROUNDS, LOOKS, TARGETS, MeshSettings, NeRFSettings
 from ..dreamflow_core.schedule import Schedule
 from ..dreamflow_core.views import ViewRange
@@ -54,6 +55,23 @@ class DreamFlowNeRFOptimize(io.ComfyNode):
                 io.Vae.Input("vae", tooltip="The model's own."),
                 *flow_inputs(),
                 number(NeRFSettings, "size", 16, 4096, _SIZE, id="resolution", advanced=False),
+                number(
+                    HashGridSettings,
+                    "finest",
+                    4,
+                    8192,
+                    "Cells per axis of the finest detail; about the resolution.",
+                    id="grid_finest",
+                ),
+                number(HashGridSettings, "levels", 1, 32, "Levels of detail of the hash grid.", id="grid_levels"),
+                number(
+                    HashGridSettings,
+                    "entries_log2",
+                    4,
+                    24,
+                    "Memory of a level of detail: 2 to the power of this.",
+                    id="grid_entries_log2",
+                ),
                 number(NeRFSettings, "samples", 8, 4096, "Steps of a ray across the scene."),
                 choice(
                     NeRFSettings,
@@ -85,7 +103,9 @@ class DreamFlowNeRFOptimize(io.ComfyNode):
         **others: Any,
     ) -> io.NodeOutput:
         flow, scene = _split(others)
-        stage = NeRFStage(scene=NeRFSettings(size=resolution, **scene), **_how(cameras, guidance))
+        grid = {name.removeprefix("grid_"): scene.pop(name) for name in _GRID if name in scene}
+        settings = NeRFSettings(HashGridSettings(**grid), size=resolution, **scene)
+        stage = NeRFStage(scene=settings, **_how(cameras, guidance))
         # The nodes' inference mode would make parameters that cannot be trained.
         with torch.inference_mode(False):
             prior, schedule, seed = _prior(size=resolution, views=stage.views, **flow)
@@ -221,6 +241,7 @@ def _mesh_schema(node_id: str, display_name: str, description: str) -> io.Schema
     )
 
 
+_GRID = ("grid_finest", "grid_levels", "grid_entries_log2")
 _FLOW = ("model", "positive", "negative", "vae", "sigmas", "seed", "cfg", "iterations")
 
 

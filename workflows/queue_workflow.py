@@ -16,9 +16,11 @@ import urllib.parse
 import urllib.request
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
 Workflow = dict[str, dict[str, Any]]
@@ -58,7 +60,7 @@ class ComfyUI:
             What each output node shows, by its id.
 
         Raises:
-            Failed: the workflow was refused, failed, or was interrupted.
+            Failed: the workflow was refused, failed, or was interrupted, or the server went away.
         """
         outputs: dict[str, Any] = {}
         with connect(f"ws://{self.address}/ws?clientId={self.client}", max_size=None) as socket:
@@ -73,8 +75,8 @@ class ComfyUI:
                 if kind == "execution_interrupted":
                     raise Failed(f"{data['node_type']} was interrupted")
                 if kind == "execution_success":
-                    break
-        return outputs
+                    return outputs
+        raise Failed("the server closed the connection before the end of the run")
 
     def queue(self, workflow: Workflow) -> str:
         """Put a workflow in the queue and return the id of its run.
@@ -111,7 +113,7 @@ class ComfyUI:
         self, socket: Any, run: str, on_preview: Callable[[dict[str, Any], bytes], None]
     ) -> Iterator[tuple[str, dict[str, Any]]]:
         """The JSON messages about one run; its previews are handed on."""
-        for message in socket:
+        for message in _until_closed(socket):
             if isinstance(message, str):
                 content = json.loads(message)
                 if content["data"].get("prompt_id") == run:
@@ -121,6 +123,11 @@ class ComfyUI:
                 about = json.loads(message[8:end])
                 if about.get("prompt_id") == run:
                     on_preview(about, message[end:])
+
+
+def _until_closed(socket: Any) -> Iterator[str | bytes]:
+    with suppress(ConnectionClosed):
+        yield from socket
 
 
 def _refusal(answer: dict[str, Any]) -> str:
@@ -148,7 +155,8 @@ def set_prompt(workflow: Workflow, text: str) -> None:
     nodes = [node for node in workflow.values() if node.get("_meta", {}).get("title") == "Prompt"]
     if len(nodes) != 1:
         raise Failed(f"the workflow has {len(nodes)} nodes titled 'Prompt'; the text needs exactly one")
-    nodes[0]["inputs"]["text"] = text
+    inputs = nodes[0]["inputs"]
+    inputs["text" if "text" in inputs else "value"] = text
 
 
 def main() -> int:
