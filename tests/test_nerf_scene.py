@@ -165,7 +165,7 @@ def test_detail_comes_with_progress():
 def test_learning_rates_fall():
     scene = NeRFScene(SMALL, seed=0)
     scene.begin(1.0)
-    assert [group["lr"] for group in scene.optimiser.param_groups] == pytest.approx([0.02 * 0.2, 0.005 * 0.2])
+    assert [group["lr"] for group in scene.optimiser.param_groups] == pytest.approx([0.05 * 0.2, 0.01 * 0.2])
 
 
 def test_backgrounds():

@@ -61,8 +61,8 @@ class NeRFSettings:
     orientation: float = 0.0
     opacity: float = 0.0
     distortion: float = 0.0
-    grid_rate: float = 0.02
-    head_rate: float = 0.005
+    grid_rate: float = 0.05
+    head_rate: float = 0.01
     final_rate: float = 0.2
     rays_per_chunk: int = 1 << 14
 
