@@ -38,6 +38,9 @@ class _LowRank(nn.Module):
         self._expand = F.conv2d if kernel else F.linear
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.ndim == 4:
+            # Saved as a copy: UNets add a ControlNet's residuals to their feature maps in place.
+            x = x.clone()
         return self._expand(self._project(x, self.down.to(x.dtype)), self.up.to(x.dtype))
 
 

@@ -359,6 +359,8 @@ def _approximate_colours(latents: Tensor, latent_format: Any) -> Tensor:
 
 
 def _check_image_model(model: Any) -> None:
+    if "bypass_lora" in model.injections:
+        raise ValueError("bypass LoRAs are not supported: no gradient passes through them; load the LoRA the plain way")
     latents = model.get_model_object("latent_format")
     if latents.latent_dimensions != 2:
         kind = {1: "audio or 3D shapes", 3: "video"}.get(latents.latent_dimensions, "no images")

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..dreamflow_core.cameras import Cameras
@@ -21,8 +22,8 @@ HINTS = "dreamflow_hints"
 
 FARTHEST = 0.2
 """Grey of the farthest visible point in a depth hint, so that it stands out from the black background."""
-EDGE_THRESHOLDS = (0.1, 0.2)
-"""Canny's thresholds on normals and alpha scaled to [0, 1]."""
+EDGE_THRESHOLDS = (0.04, 0.08)
+"""Canny's, where black to white is 1."""
 
 
 def _depth(view: View, cameras: Cameras) -> Tensor:
@@ -42,12 +43,13 @@ def _normal(view: View, cameras: Cameras) -> Tensor:
 
 
 def _edges(view: View, cameras: Cameras) -> Tensor:
-    """White lines where the surface bends or ends; texture makes none."""
+    """Canny's white lines on the surface in grey clay, lit from the upper left; its texture makes none."""
     from kornia.filters import canny
 
-    shape = torch.cat([_normal(view, cameras), view.alpha], dim=1)
-    _, lines = canny(shape.flatten(0, 1)[:, None], *EDGE_THRESHOLDS)
-    return lines.view_as(shape).amax(1, keepdim=True).expand(-1, 3, -1, -1)
+    light = F.normalize(view.normal.new_tensor([-0.5, 0.6, 0.6]), dim=0)
+    clay = 0.6 + 0.4 * torch.einsum("bihw,i->bhw", _camera_normals(view, cameras), light)
+    _, lines = canny(clay[:, None] * view.alpha, *EDGE_THRESHOLDS)
+    return lines.expand(-1, 3, -1, -1)
 
 
 def _mask(view: View, cameras: Cameras) -> Tensor:

@@ -62,15 +62,16 @@ def check_vae_gradients():
         close(found, expected, tolerance)
 
 
-def check_vae_encodes_as_comfyui_does():
+def check_vae_encodes_and_decodes_as_comfyui_does():
     model = tiny.model("sd1")
     images = torch.rand(2, 3, 64, 64)
     for vae in (tiny.vae(), tiny.vae(torch.bfloat16)):
-        z = prior(model, tiny.text(1), vae=vae).run(lambda session: session.encode(images))
+        z, decoded = prior(model, tiny.text(1), vae=vae).run(
+            lambda session: (z := session.encode(images), session.decode(z))
+        )
         with torch.no_grad():
-            expected = torch.cat([vae.encode(image[None].movedim(1, -1)) for image in images])
-        close(z, model.model.process_latent_in(expected), 1e-6)
-        decoded = prior(model, tiny.text(1), vae=vae).run(lambda session: session.decode(z))
+            latents = torch.cat([vae.encode(image[None]) for image in images.movedim(1, -1)])
+        close(z, model.model.process_latent_in(latents), 1e-6)
         close(decoded, vae.decode(model.model.process_latent_out(z)).movedim(-1, 1), 1e-6)
 
 

@@ -5,7 +5,11 @@ from __future__ import annotations
 import comfy.samplers
 import tiny
 import torch
+from pack.dreamflow_core.apfo import optimise
 from pack.dreamflow_core.cameras import Cameras
+from pack.dreamflow_core.guidance import APFO, PhiSettings
+from pack.dreamflow_core.scenes.image import ImageScene
+from pack.dreamflow_core.schedule import Schedule
 from pack.nodes.comfy_prior import ComfyPrior
 
 SIZE = 64
@@ -54,6 +58,16 @@ def step(
         seed=3,
     )
     return seen[0]
+
+
+def optimise_image(made: ComfyPrior, *, levels=(5.0, 2.0, 0.5), iterations: int = 2, **options) -> torch.Tensor:
+    """A bare latent moved along the flow by APFO, phi learning fast; returns it."""
+    schedule = Schedule(torch.tensor(levels), iterations)
+    phi = PhiSettings(rank=4, learning_rate=1e-2)
+    with torch.inference_mode(False):
+        scene = ImageScene(torch.zeros(2, *made.shape))
+        optimise(scene, made, schedule, APFO(), phi, seed=1, **options)
+        return scene.values.detach()
 
 
 def cameras(*directions: tuple[float, float]) -> Cameras:
