@@ -51,7 +51,7 @@ class Recipe:
 
 RECIPES = {
     "base": Recipe(BASE, views=600, steps=9000, log_sigma=(0.0, 1.4)),
-    "refiner": Recipe(REFINER, views=150, steps=1600, log_sigma=(-1.6, 1.1), batch=16),
+    "refiner": Recipe(REFINER, views=150, steps=2500, log_sigma=(-1.6, 1.1), batch=16),
 }
 
 
