@@ -232,6 +232,9 @@ class TurntableSettings:
         views: how many, evenly around; the first is the front.
         size: side of a picture, in pixels.
         elevation, radius, fov: of the cameras, as in `ViewRange`.
+
+    Raises:
+        ValueError: a value is out of its range.
     """
 
     views: int = 24
@@ -244,6 +247,8 @@ class TurntableSettings:
         for name in ("views", "size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        # Its checks are the ones that hold here.
+        ViewRange(elevation=2 * (self.elevation,), radius=2 * (self.radius,), fov=2 * (self.fov,))
 
 
 def optimise_nerf(

@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from dreamflow_core import cli
+from dreamflow_core.cli.options import read_settings
+from dreamflow_core.generate import PRESETS
+from dreamflow_core.mesh.files import load_mesh
+from dreamflow_core.scenes.nerf import load_field
+
 ROOT = Path(__file__).parent.parent
 QUICK = ["--count", "1", "--levels", "3"]
+FEW = ["--levels", 2, "--views", 1]
+SMALL_FIELD = ["--samples", 24, "--coarse-size", 16, "--hidden", 8, "--grid-levels", 3, "--grid-entries-log2", 10]
+SMALL_MESH = ["--faces", 400, "--texture-size", 64, "--resolution", 32]
 
 
 def dreamflow(*arguments: object, **options) -> subprocess.CompletedProcess:
@@ -31,11 +43,16 @@ def test_text_to_image(tmp_path: Path):
     out = tmp_path / "new" / "folder"
     done = dreamflow("image", "a red cube", "--out", out, "--count", 2, "--levels", 3)
     assert done.returncode == 0, done.stderr
-    assert sorted(p.name for p in out.iterdir()) == ["image-0.png", "image-1.png", "run.json", "state.safetensors"]
+    assert sorted(p.name for p in out.iterdir()) == [
+        "image-0.png",
+        "image-1.png",
+        "image-state.safetensors",
+        "run.json",
+    ]
     assert pixels(out / "image-0.png").shape == (64, 64, 3)
     run = json.loads((out / "run.json").read_text())
     assert run["model"]["positive"] == "a red cube" and run["settings"]["schedule"]["levels"] == 3
-    assert set(run["seconds"]) == {"render", "prior", "phi", "optimiser"}
+    assert set(run["seconds"]["image"]) == {"render", "prior", "phi", "optimiser"}
 
 
 def test_diffusers_model_with_a_lora(tmp_path: Path):
@@ -71,7 +88,7 @@ def test_killed_at_any_moment_and_resumed(tmp_path: Path):
     command = [sys.executable, "-m", "dreamflow_core.cli", *arguments, "--out", str(out), "--save-every", "0"]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
-    while not (out / "state.safetensors").exists() and time.monotonic() < deadline:
+    while not (out / "image-state.safetensors").exists() and time.monotonic() < deadline:
         time.sleep(0.01)
     time.sleep(0.3)
     process.kill()
@@ -87,7 +104,7 @@ def test_interrupt_stops_and_says_how_to_continue(tmp_path: Path):
     arguments = ["image", "a blue torus", "--count", "1", "--levels", "2000", "--out", str(tmp_path / "out")]
     command = [sys.executable, "-m", "dreamflow_core.cli", *arguments, "--save-every", "0"]
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
-    while not (tmp_path / "out" / "state.safetensors").exists():
+    while not (tmp_path / "out" / "image-state.safetensors").exists():
         assert process.poll() is None
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
@@ -95,6 +112,91 @@ def test_interrupt_stops_and_says_how_to_continue(tmp_path: Path):
     assert process.returncode == 130
     assert "stopped after" in complaint and "--resume" in complaint
     assert "Traceback" not in complaint
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a small field and a mesh of it."""
+    folder = tmp_path_factory.mktemp("made")
+    run("nerf", "a red cube", "--out", folder, *FEW, *SMALL_FIELD)
+    run("extract", folder / "nerf.safetensors", "--out", folder, *SMALL_MESH)
+    return folder
+
+
+def run(*arguments: object) -> None:
+    """The command's own entry, called as a function: a process for each would take minutes."""
+    assert cli.main(list(map(str, arguments))) == 0
+
+
+def test_stages_one_by_one(made: Path, tmp_path: Path):
+    assert {"nerf.safetensors", "nerf.png", "run.json", "mesh.glb", "extract.png"} <= {p.name for p in made.iterdir()}
+    assert len(load_mesh(made / "mesh.glb").faces) <= 400
+    for stage, format_ in (("tune", "obj"), ("refine", "ply")):
+        run(stage, made / "mesh.glb", "a red cube", "--out", tmp_path / stage, "--format", format_, *FEW)
+        assert len(load_mesh(tmp_path / stage / f"mesh.{format_}").faces) <= 400
+        assert pixels(tmp_path / stage / f"{stage}.png").shape == (256, 512, 3)
+        record = json.loads((tmp_path / stage / "run.json").read_text())
+        assert record["settings"]["schedule"]["levels"] == 2 and record["seconds"][stage]["phi"] > 0
+        assert record["peak_memory_mib"] and record["versions"]["torch"]
+    for number, file in enumerate(("nerf.safetensors", "mesh.glb")):
+        out = tmp_path / f"render{number}"
+        run("render", made / file, "--out", out, "--views", 3, "--size", 20, "--elevation", -10)
+        assert pixels(out / "turntable.png").shape == (20, 120, 3)
+        with Image.open(out / "turntable.gif") as animation:
+            assert animation.n_frames == 3
+
+
+def test_a_field_goes_on_from_a_saved_one(made: Path, tmp_path: Path):
+    run("nerf", "a blue cube", "--from", made / "nerf.safetensors", "--out", tmp_path, *FEW)
+    assert load_field(tmp_path / "nerf.safetensors").settings.hidden == 8
+
+
+def test_options_are_the_settings(tmp_path: Path):
+    """What is given changes that setting of that stage alone; what is not keeps the preset's."""
+    given = ["--tune-levels", "7", "--nerf-elevation", "-5", "50", "--refine-phi-rank", "3"]
+    given += ["--nerf-grid-levels", "4", "--extract-threshold", "2.5"]
+    options = cli._parser().parse_args(["generate", "a cube", "--out", str(tmp_path), *given])
+    preset = PRESETS["standard"]
+    plan = read_settings(options, preset)
+    assert plan.tune.schedule == replace(preset.tune.schedule, levels=7)
+    assert plan.nerf.schedule == preset.nerf.schedule
+    assert plan.nerf.stage.views.elevation == (-5.0, 50.0)
+    assert plan.nerf.stage.scene.grid.levels == 4 and plan.extract.threshold == 2.5
+    assert plan.refine.stage.phi.rank == 3 and plan.nerf.stage.phi == preset.nerf.stage.phi
+
+
+def generate_arguments(out: Path) -> list[str]:
+    arguments: list[object] = ["generate", "a yellow cone", "--out", out, "--refiner", "demo", "--save-every", 0]
+    for name, levels in (("nerf", 12), ("tune", 6), ("refine", 6)):
+        arguments += [f"--{name}-levels", levels, f"--{name}-iterations", 1]
+    small = zip(SMALL_MESH[::2], SMALL_MESH[1::2])
+    arguments += [part for option, value in small for part in (option.replace("--", "--extract-"), value)]
+    return list(map(str, arguments))
+
+
+@pytest.mark.slow
+def test_killed_in_each_stage_and_resumed(tmp_path: Path):
+    """SIGKILL in each stage; the mesh that --resume ends with is that of an uninterrupted run, byte for byte."""
+    assert dreamflow(*generate_arguments(tmp_path / "whole")).returncode == 0
+    out = tmp_path / "killed"
+    command = [sys.executable, "-m", "dreamflow_core.cli", *generate_arguments(out)]
+    for stage in ("nerf", "tune", "refine"):
+        resume = [] if stage == "nerf" else ["--resume"]
+        process = subprocess.Popen([*command, *resume], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        while not (out / "stages" / f"{stage}-state.safetensors").exists():
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.kill()
+        process.wait()
+        assert not (out / "mesh.glb").exists()
+    done = dreamflow(*generate_arguments(out), "--resume")
+    assert done.returncode == 0, done.stderr
+    assert (out / "mesh.glb").read_bytes() == (tmp_path / "whole" / "mesh.glb").read_bytes()
+    assert {p.name for p in out.iterdir()} == {"mesh.glb", "turntable.png", "turntable.gif", "run.json", "stages"}
+    assert not list((out / "stages").glob("*.part"))
+    run = json.loads((out / "run.json").read_text())
+    assert set(run["seconds"]) == {"nerf", "extract", "tune", "refine", "pictures"}
+    assert set(run["models"]) == {"nerf", "tune", "refine"}
 
 
 def bad_inputs(folder: Path) -> dict[str, tuple[list, str]]:
@@ -118,31 +220,67 @@ def bad_inputs(folder: Path) -> dict[str, tuple[list, str]]:
         "no count": (["a cube", "--count", "0"], "count"),
         "noise": (["a cube", "--start-noise", "-1"], "start noise is -1.0"),
         "rank": (["a cube", "--phi-rank", "0"], "rank is 0"),
-        "method": (["a cube", "--method", "magic"], "invalid choice: 'magic'"),
+        "method": (["a cube", "--method", "magic"], "no method 'magic'"),
         "not a number": (["a cube", "--levels", "many"], "invalid int value: 'many'"),
         "lora on demo": (["a cube", "--lora", "x.safetensors"], "take no LoRA"),
         "folder is a file": (["a cube", "--out", folder / "file" / "out"], "is not a folder"),
     }
 
 
-def test_bad_input_is_one_line_status_2_and_writes_nothing(tmp_path: Path):
-    """The command's own entry, called as a function: a process for each would take minutes."""
-    from dreamflow_core import cli
+def bad_stage_inputs(folder: Path, made: Path) -> dict[str, tuple[list, str]]:
+    mesh, field = made / "mesh.glb", made / "nerf.safetensors"
+    (folder / "text.glb").write_text("not a mesh")
+    (folder / "flat.ply").write_text("ply\nformat ascii 1.0\nelement vertex 0\nproperty float x\nend_header\n")
+    nan = "".join(f"v {x} 0 {y}\n" for x, y in (("nan", 0), (1, 0), (0, 1)))
+    (folder / "nan.obj").write_text(nan + "f 1 2 3\n")
+    (folder / "a file").write_text("")
+    return {
+        "unknown word": (["generate", "a red dragon"], "'dragon'"),
+        "refiner": (["generate", "a cube", "--refiner", "nowhere"], "no model 'nowhere'"),
+        "preset": (["generate", "a cube", "--preset", "magic"], "invalid choice: 'magic'"),
+        "size of a later stage": (["generate", "a cube", "--tune-size", 96], "size 96x96 does not fit"),
+        "schedule of a later stage": (["generate", "a cube", "--tune-start", 2], "1 >= start > end >= 0"),
+        "later method": (["generate", "a cube", "--tune-method", "magic"], "no method 'magic'"),
+        "later phi": (["generate", "a cube", "--tune-phi-level", "magic"], "phi's level is 'magic'"),
+        "elevation": (["nerf", "a cube", "--elevation", 20, 95], "elevations must lie between -90 and 90"),
+        "rate": (["nerf", "a cube", "--grid-rate", 0], "grid_rate is 0"),
+        "background": (["nerf", "a cube", "--background", "plaid"], "background is 'plaid'"),
+        "no field": (["nerf", "a cube", "--from", "nowhere.safetensors"], "no file nowhere.safetensors"),
+        "lora": (["nerf", "a cube", "--lora", "x.safetensors"], "take no LoRA"),
+        "a mesh as a field": (["extract", mesh], "is broken"),
+        "a state as a field": (["extract", made / "nerf-state.safetensors"], "is not a radiance field"),
+        "threshold": (["extract", field, "--threshold", 1e9], "lower the threshold"),
+        "negative threshold": (["extract", field, "--threshold", -1], "threshold is -1"),
+        "faces": (["extract", field, "--faces", 2], "face budget is 2"),
+        "texture": (["extract", field, "--texture-size", 1], "texture size is 1"),
+        "resolution": (["extract", field, "--resolution", 2], "at least 3 nodes"),
+        "no mesh": (["tune", "nowhere.glb", "a cube"], "no file nowhere.glb"),
+        "broken mesh": (["tune", folder / "text.glb", "a cube"], "text.glb is broken"),
+        "a mesh without faces": (["tune", folder / "flat.ply", "a cube"], "flat.ply"),
+        "NaN": (["tune", folder / "nan.obj", "a cube"], "NaN"),
+        "format": (["refine", mesh, "a cube", "--format", "stl"], "invalid choice: 'stl'"),
+        "target": (["refine", mesh, "a cube", "--optimise", "all"], "optimise is 'all'"),
+        "mesh size": (["refine", mesh, "a cube", "--size", 63], "size 63x63 does not fit"),
+        "mesh kind": (["render", folder / "a file"], "name must end in"),
+        "views": (["render", mesh, "--views", 0], "views is 0"),
+        "radius": (["render", mesh, "--radius", 1], "radii must be above 1"),
+        "folder is a file": (["render", mesh, "--out", folder / "a file" / "out"], "is not a folder"),
+    }
 
-    for name, (arguments, message) in bad_inputs(tmp_path).items():
+
+def test_bad_input_is_one_line_status_2_and_writes_nothing(tmp_path: Path, made: Path):
+    images = {name: (["image", *arguments], message) for name, (arguments, message) in bad_inputs(tmp_path).items()}
+    for name, (arguments, message) in [*images.items(), *bad_stage_inputs(tmp_path, made).items()]:
         out = tmp_path / "out"
-        arguments = ["image", *([] if "--out" in arguments else ["--out", out]), *arguments]
-        status, complaint = run_quietly(cli, list(map(str, arguments)))
+        arguments = [*arguments, *([] if "--out" in arguments else ["--out", out])]
+        status, complaint = run_quietly(list(map(str, arguments)))
         assert status == 2, name
         assert message in complaint, (name, complaint)
         assert complaint.count("\n") == 1, (name, complaint)
         assert not out.exists(), name
 
 
-def run_quietly(cli, arguments: list[str]) -> tuple[int, str]:
-    import contextlib
-    import io
-
+def run_quietly(arguments: list[str]) -> tuple[int, str]:
     stream = io.StringIO()
     with contextlib.redirect_stderr(stream):
         try:

@@ -30,7 +30,7 @@ def add_commands(commands: Any) -> None:
         return parser
 
     parser = add("nerf", _nerf, "text to a radiance field")
-    parser.add_argument("--from", dest="start", type=Path, metavar="FIELD", help="a saved field to start from")
+    parser.add_argument("--from", dest="field", type=Path, metavar="FIELD", help="a saved field to start from")
     _add_stage_options(parser, "nerf")
     parser = add("extract", _extract, "a radiance field to a mesh")
     parser.add_argument("field", type=Path, metavar="FIELD", help="a saved radiance field")
@@ -64,7 +64,7 @@ def _add_format(parser: argparse.ArgumentParser) -> None:
 
 def _nerf(options: argparse.Namespace) -> None:
     """Text to a radiance field: nerf.safetensors and nerf.png."""
-    start = None if options.start is None else load_field(options.start)
+    start = None if options.field is None else load_field(options.field)
     prior, planned, run = _prepare(options)
     optimise = partial(
         optimise_nerf, prior, planned.schedule.build(prior), planned.stage, seed=options.seed, start=start
