@@ -162,7 +162,9 @@ class Phi:
         """
         loss = (1 + sigma**2) / sigma**2 * (denoised.float() - z.float()).square().mean()
         self.optimiser.zero_grad(set_to_none=True)
-        self.scaler.scale(loss).backward()
+        # On, because a session that is short of memory runs parts of the network again.
+        with self.lora.on():
+            self.scaler.scale(loss).backward()
         self.scaler.step(self.optimiser)
         self.scaler.update()
         return loss.detach()

@@ -28,7 +28,7 @@ from ..dreamflow_core.cameras import Cameras
 from ..dreamflow_core.prior import Look, Session, T
 from ..dreamflow_core.views import ViewRange
 from .conditioning import Conditioning, check_covered, entries_anywhere, entries_for
-from .frozen import frozen_autograd
+from .frozen import frozen_autograd, recomputed_blocks, training_kernels
 from .hints import Controls
 from .levels import NoiseLevels
 
@@ -40,8 +40,10 @@ _GUIDANCE_OPTIONS = (
     "sampler_calc_cond_batch_function",
     "disable_cfg1_optimization",
 )
-# Memory of a forward and backward pass, next to ComfyUI's estimate of a forward pass alone.
-_BACKWARD = 3
+# Memory next to ComfyUI's estimates for a forward pass alone: of an encoder's forward and backward pass, and of
+# what a network keeps for its backward pass (measured on the layers of SD 1.5).
+_ENCODER_BACKWARD = 3
+_KEPT_FOR_BACKWARD = 12
 
 
 class ComfyPrior:
@@ -127,7 +129,8 @@ class ComfyPrior:
         guider = _Guider(self.model)
         guider.inner_set_conds({name: controls.own(entries) for name, entries in self._conditionings()})
         latents = torch.zeros(self.views, *self.shape)
-        guider.sample(latents, latents, session, torch.tensor([1.0, 0.0]), disable_pbar=True, seed=self.seed)
+        with torch.no_grad():
+            guider.sample(latents, latents, session, torch.tensor([1.0, 0.0]), disable_pbar=True, seed=self.seed)
         return session.result
 
     def _conditionings(self) -> list[tuple[str, Conditioning]]:
@@ -276,7 +279,7 @@ class ComfySession(comfy.samplers.Sampler):
         # Copies on other GPUs know nothing of phi, and fast attention kernels have no backward pass.
         options.pop("multigpu_clones", None)
         transformer["optimized_attention_override"] = _differentiable_attention
-        with _training():
+        with training_kernels():
             return guider(x, sigma, model_options=options, seed=self._prior.seed)
 
     def _pair(self, entries: tuple[tuple[int, ...], ...]) -> dict[str, list[dict]]:
@@ -313,13 +316,15 @@ class ComfySession(comfy.samplers.Sampler):
         """Everything the body uses is loaded, and gradients pass through it."""
         guider, vaes = self._guider, [] if self._prior.vae is None else [self._prior.vae]
         shape = (1, 3, self._prior.size, self._prior.size)
-        encoder_memory = sum(_BACKWARD * vae.memory_used_encode(shape, vae.vae_dtype) for vae in vaes)
-        latents = [2 * len(self._noise), *self._noise.shape[1:]]
+        encoder = sum(_ENCODER_BACKWARD * vae.memory_used_encode(shape, vae.vae_dtype) for vae in vaes)
+        views = len(self._noise)
+        forward = guider.inner_model.memory_required([2 * views, *self._noise.shape[1:]])
         mm.load_models_gpu(
             [guider.model_patcher, *(vae.patcher for vae in vaes), *guider.loaded_models],
-            memory_required=guider.inner_model.memory_required(latents) + encoder_memory,
+            memory_required=2 * forward + encoder,
         )
-        self._short_of_memory = any(len(self._noise) * encoder_memory > mm.get_free_memory(vae.device) for vae in vaes)
+        kept = views * encoder + _KEPT_FOR_BACKWARD * forward / 2
+        self._short_of_memory = kept > mm.get_free_memory(self.device)
         patcher = guider.inner_model.current_patcher
 
         def remember() -> Callable[[], Any]:
@@ -329,6 +334,8 @@ class ComfySession(comfy.samplers.Sampler):
             stack.enter_context(frozen_autograd(self.network, remember))
             for module in (*(vae.first_stage_model for vae in vaes), *(m.model for m in guider.loaded_models)):
                 stack.enter_context(frozen_autograd(module))
+            if self._short_of_memory:
+                stack.enter_context(recomputed_blocks(self.network, remember))
             yield
 
     def _encode(self, image: Tensor) -> Tensor:
@@ -393,17 +400,6 @@ def _check_inputs(model: Any, conditioning: Conditioning, name: str, shape: tupl
 
 def _differentiable_attention(_fast: Callable, *args: Any, **kwargs: Any) -> Tensor:
     return attention_pytorch(*args, **kwargs)
-
-
-@contextmanager
-def _training() -> Iterator[None]:
-    """ComfyUI uses kernels that have a backward pass."""
-    before = mm.in_training
-    mm.in_training = True
-    try:
-        yield
-    finally:
-        mm.in_training = before
 
 
 @contextmanager

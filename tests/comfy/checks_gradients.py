@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
+import comfy.hooks
 import comfy.model_management
 import comfy.ops
 import tiny
 import torch
-from helpers import SIGMA, close, noise, noised, prior
+from helpers import SIGMA, cameras, close, noise, noised, prior, same
 from pack.dreamflow_core.lora import LoRA
+from pack.nodes import comfy_prior
+from pack.nodes.conditioning import tag_view
 from torch import nn
 
 STORAGE = (torch.float32, torch.bfloat16, torch.float16, torch.float8_e4m3fn, torch.float8_e5m2)
@@ -33,6 +36,50 @@ def check_phi_gradients_with_weights_cast_into_a_reused_buffer():
         wrong = _twin_gradient("sd1", torch.bfloat16, stored=True)
     right = _twin_gradient("sd1", torch.bfloat16)
     assert ((wrong - right).norm() / right.norm()) > 0.1
+
+
+def check_phi_gradients_when_memory_is_short():
+    """The same gradients from a fraction of the kept activations."""
+    for family in ("sd1", "sdxl", "sd3", "flux"):
+        plenty, short = Kept(), Kept()
+        with plenty.counted():
+            expected = _phi_gradient(family, torch.float32)
+        with _short_of_memory(), short.counted():
+            found = _phi_gradient(family, torch.float32)
+        close(found, expected, 1e-5)
+        assert short.bytes < 0.5 * plenty.bytes, (family, short.bytes, plenty.bytes)
+
+
+def check_phi_gradients_with_weight_hooks_of_each_view():
+    """One backward pass over views whose prompts patch the weights differently."""
+    hooks = comfy.hooks.create_hook_lora(tiny.lora(), 1.0, 0.0)
+    front = comfy.hooks.set_hooks_for_conditioning(tag_view(tiny.text(1), [(-90, 90)], (-90, 90)), hooks)
+    texts = [*front, *tag_view(tiny.text(4), [(90, 270)], (-90, 90))], tiny.text(2)
+    views = cameras((0, 0), (180, 0))
+    for context in (nullcontext(), _short_of_memory()):
+        with context:
+            front_alone, back_alone, both = (
+                _phi_gradient("sd1", torch.float32, texts=texts, views=views, rows=rows) for rows in ([0], [1], [0, 1])
+            )
+        close(both, front_alone + back_alone, 1e-5)
+    # Under the other view's weights it would be another gradient.
+    unhooked = [[embedding, {k: v for k, v in options.items() if k != "hooks"}] for embedding, options in texts[0]]
+    plain = _phi_gradient("sd1", torch.float32, texts=(unhooked, texts[1]), views=views, rows=[0])
+    assert (plain - front_alone).norm() > 1e-2 * plain.norm()
+
+
+def check_vae_gradients_when_memory_is_short():
+    model, images = tiny.model("sd1"), torch.rand(2, 3, 64, 64)
+
+    def gradient(session) -> torch.Tensor:
+        x = images.clone().requires_grad_(True)
+        with torch.enable_grad():
+            (session.encode(x) * noise()).sum().backward()
+        return x.grad
+
+    expected = prior(model, tiny.text(1)).run(gradient)
+    with _short_of_memory():
+        same(prior(model, tiny.text(1)).run(gradient), expected)
 
 
 def check_vae_gradients():
@@ -79,20 +126,27 @@ def _same_gradients(family: str, storage: torch.dtype, tolerance: float) -> None
     close(_phi_gradient(family, storage), _twin_gradient(family, storage), tolerance)
 
 
-def _phi_gradient(family: str, storage: torch.dtype) -> torch.Tensor:
+def _phi_gradient(
+    family: str, storage: torch.dtype, *, texts=None, views=None, rows: list[int] | None = None
+) -> torch.Tensor:
     """Of phi's LoRA through a session on a MODEL as a loader node gives it: with inference tensors."""
     model = tiny.model(family, storage)
     parameter = next(model.model.diffusion_model.parameters())
     assert parameter.is_inference() and parameter.dtype == storage, (parameter.dtype, storage)
+    rows = rows or [0, 1]
 
     def body(session) -> torch.Tensor:
         lora = _adapter(session.network)
+        shown = None if views is None else views[rows]
         with torch.enable_grad(), lora.attached(), lora.on():
-            estimate = session.denoise(noised(model), SIGMA, None, guided=False)
-            (estimate * noise(channels=estimate.shape[1])).sum().backward()
+            estimate = session.denoise(noised(model)[rows], SIGMA, shown, guided=False)
+            (estimate * noise(channels=estimate.shape[1])[rows]).sum().backward()
         return _gradient(lora)
 
-    return prior(model, *tiny.texts(family), vae=tiny.vae(channels=tiny.channels(family))).run(body)
+    texts, vae = texts or tiny.texts(family), tiny.vae(channels=tiny.channels(family))
+    gradient = prior(model, *texts, vae=vae).run(body)
+    assert not any("forward" in vars(module) for module in model.model.modules())
+    return gradient
 
 
 def _twin_gradient(family: str, storage: torch.dtype, stored: bool = False) -> torch.Tensor:
@@ -142,6 +196,36 @@ def _adapter(network: nn.Module) -> LoRA:
 
 def _gradient(lora: LoRA) -> torch.Tensor:
     return torch.cat([p.grad.flatten() for p in lora.parameters() if p.grad is not None])
+
+
+@contextmanager
+def _short_of_memory():
+    """Any network is taken to need more memory than there is."""
+    before = comfy_prior._KEPT_FOR_BACKWARD
+    comfy_prior._KEPT_FOR_BACKWARD = 1e12
+    try:
+        yield
+    finally:
+        comfy_prior._KEPT_FOR_BACKWARD = before
+
+
+class Kept:
+    """Counts the bytes that autograd keeps for backward passes."""
+
+    def __init__(self) -> None:
+        self.sizes: dict[int, int] = {}
+
+    @property
+    def bytes(self) -> int:
+        return sum(self.sizes.values())
+
+    def counted(self):
+        def pack(tensor: torch.Tensor) -> torch.Tensor:
+            storage = tensor.untyped_storage()
+            self.sizes[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        return torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
 
 
 @contextmanager
