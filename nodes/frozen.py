@@ -96,6 +96,9 @@ class _Frozen(torch.autograd.Function):
         with _weights(layer, gradient) as (weight, bias):
             if is_linear(layer):
                 to_input = gradient @ weight
+                # Some quantised layers scale their input first.
+                if (scale := getattr(layer, "pre_quant_scale", None)) is not None:
+                    to_input = to_input * scale.to(to_input)
             elif _is_plain_convolution(layer):
                 to_input = _convolution_gradient(layer, gradient, weight, ctx.shape)
             else:

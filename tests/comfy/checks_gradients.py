@@ -7,6 +7,7 @@ from contextlib import contextmanager, nullcontext
 import comfy.hooks
 import comfy.model_management
 import comfy.ops
+import comfy.quant_ops
 import tiny
 import torch
 from helpers import SIGMA, cameras, close, noise, noised, prior, same
@@ -36,6 +37,28 @@ def check_phi_gradients_with_weights_cast_into_a_reused_buffer():
         wrong = _twin_gradient("sd1", torch.bfloat16, stored=True)
     right = _twin_gradient("sd1", torch.bfloat16)
     assert ((wrong - right).norm() / right.norm()) > 0.1
+
+
+def check_phi_gradients_through_quantised_layers():
+    """Against a float32 model with the weights that the quantised ones stand for."""
+    # The last rounds activations as well.
+    for algorithm, tolerance in (("float8_e4m3fn", 1e-3), ("nvfp4", 1e-3), ("int8_tensorwise", 1e-2)):
+        quantised = tiny.quantised("flux", algorithm)
+        linear = quantised.model.diffusion_model.single_blocks[0].linear1
+        assert not isinstance(linear, nn.Linear) and isinstance(linear.weight, comfy.quant_ops.QuantizedTensor)
+        plain = {}
+        for name, layer in quantised.model.diffusion_model.named_modules():
+            for key, weight in layer.named_parameters(recurse=False):
+                if isinstance(weight, comfy.quant_ops.QuantizedTensor):
+                    weight = weight.to(torch.float32).dequantize()
+                    if (scale := getattr(layer, "pre_quant_scale", None)) is not None:
+                        weight = weight * scale
+                if key in ("weight", "bias", "scale"):
+                    plain[f"{name}.{key}"] = weight.float()
+        with torch.inference_mode(False):
+            twin = tiny.model("flux")
+            twin.model.diffusion_model.load_state_dict(plain)
+        close(_phi_gradient("flux", model=quantised), _phi_gradient("flux", model=twin), tolerance)
 
 
 def check_phi_gradients_when_memory_is_short():
@@ -127,12 +150,19 @@ def _same_gradients(family: str, storage: torch.dtype, tolerance: float) -> None
 
 
 def _phi_gradient(
-    family: str, storage: torch.dtype, *, texts=None, views=None, rows: list[int] | None = None
+    family: str,
+    storage: torch.dtype | None = None,
+    *,
+    model=None,
+    texts=None,
+    views=None,
+    rows: list[int] | None = None,
 ) -> torch.Tensor:
     """Of phi's LoRA through a session on a MODEL as a loader node gives it: with inference tensors."""
-    model = tiny.model(family, storage)
-    parameter = next(model.model.diffusion_model.parameters())
-    assert parameter.is_inference() and parameter.dtype == storage, (parameter.dtype, storage)
+    if model is None:
+        model = tiny.model(family, storage)
+        parameter = next(model.model.diffusion_model.parameters())
+        assert parameter.is_inference() and parameter.dtype == storage, (parameter.dtype, storage)
     rows = rows or [0, 1]
 
     def body(session) -> torch.Tensor:

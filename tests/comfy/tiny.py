@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from functools import cache
 from pathlib import Path
 
 import comfy.controlnet
 import comfy.ops
+import comfy.quant_ops
 import comfy.sd
 import comfy.supported_models as supported
 import comfy.utils
@@ -75,6 +77,24 @@ def model(family: str, dtype: torch.dtype | None = None):
     """A MODEL of "sd1", "sd2", "sdxl", "refiner", "sd3", "flux" or "inpaint", stored as `dtype`."""
     state = {name: weight.clone() for name, weight in _weights(family).items()}
     return comfy.sd.load_diffusion_model_state_dict(state, {} if dtype is None else {"dtype": dtype})
+
+
+def quantised(family: str, algorithm: str):
+    """A MODEL whose blocks' linear layers are stored in one of ComfyUI's quantised formats."""
+    state = {name: weight.clone() for name, weight in _weights(family).items()}
+    generator = torch.Generator().manual_seed(7)
+    layout = comfy.quant_ops.QUANT_ALGOS[algorithm]
+    for name in [name for name in state if "blocks." in name and name.endswith("weight") and state[name].ndim == 2]:
+        layer = name.removesuffix(".weight")
+        weight = state.pop(name).to(torch.bfloat16)
+        if "pre_quant_scale" in layout["parameters"]:
+            state[f"{layer}.pre_quant_scale"] = torch.rand(weight.shape[1], generator=generator) + 0.5
+        stored = comfy.quant_ops.QuantizedTensor.from_float(weight, layout["comfy_tensor_layout"], scale="recalculate")
+        state.update(stored.state_dict(name))
+        state[f"{layer}.comfy_quant"] = torch.tensor(
+            list(json.dumps({"format": algorithm}).encode()), dtype=torch.uint8
+        )
+    return comfy.sd.load_diffusion_model_state_dict(state)
 
 
 @cache
