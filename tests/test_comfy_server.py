@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from browser import Browser
 from comfyui import ROOT, Server
 from PIL import Image
 from queue_workflow import ComfyUI, Failed, Workflow, saved_files, set_prompt
@@ -415,6 +416,51 @@ def test_a_lora_in_one_stage_changes_that_stage_and_no_other(server: Server, cli
     client.run(again)
     again["sampled"]["inputs"]["seed"] = 1
     np.testing.assert_array_equal(pictures(client, again)[0], untouched[0])
+
+
+SETTINGS = {"Comfy.TutorialCompleted": True, "Comfy.Workflow.Persist": False}
+"""The frontend's settings: no welcome, and no workflow of an earlier session."""
+
+
+@pytest.fixture(scope="module")
+def page(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    """ComfyUI's own frontend in a real browser."""
+    settings = server.base / "user" / "default" / "comfy.settings.json"
+    settings.parent.mkdir(exist_ok=True)
+    settings.write_text(json.dumps(SETTINGS))
+    browser = Browser(tmp_path_factory.mktemp("browser"))
+    browser.open(f"http://{server.address}/")
+    browser.wait("window.app?.isGraphReady")
+    yield browser
+    browser.close()
+
+
+@pytest.mark.parametrize("name", [path.stem for path in sorted((ROOT / "workflows").glob("*.json"))])
+def test_a_workflow_opens_in_the_frontend_and_is_the_one_in_api_format(client: ComfyUI, page: Browser, name: str):
+    assert name in client.get("/workflow_templates")["dreamflow"]
+    template = client.get(f"/api/workflow_templates/dreamflow/{name}.json")
+    page.complaints.clear()
+    page.run(f"app.loadGraphData({json.dumps(template)})")
+    kinds = page.run("app.graph.nodes.map(n => n.type)")
+    known = page.run("Object.keys(LiteGraph.registered_node_types)")
+    assert len(kinds) == len(template["nodes"]) and set(kinds) <= set(known)
+    prompt = page.run("app.graphToPrompt().then(result => result.output)")
+    expected = workflow_file(f"{name}.json")
+    assert prompt.keys() == expected.keys()
+    for number, wanted in expected.items():
+        made = prompt[number]
+        assert made["class_type"] == wanted["class_type"]
+        # What the frontend adds are defaults, and the pose of its 3D viewer.
+        same = {key: made["inputs"].get(key) for key in wanted["inputs"] if key != "viewport_state"}
+        assert same == {key: value for key, value in wanted["inputs"].items() if key != "viewport_state"}
+    assert page.complaints == []
+
+
+@pytest.mark.parametrize("name", ["2-three-stages.json", "3-refine-any-mesh.json"])
+def test_a_workflow_that_needs_models_lacks_nothing_else(client: ComfyUI, name: str):
+    problems = failure(client, workflow_file(name)).splitlines()
+    files = [line for line in problems if re.search(r"Value not in list: (ckpt|lora|control_net)_name", line)]
+    assert files and files == problems
 
 
 class Steps:
