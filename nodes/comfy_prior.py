@@ -6,61 +6,110 @@ ControlNets, wrappers and clean-up are ComfyUI's own, and every estimate is the 
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from functools import partial
-from typing import Any, cast
+from collections.abc import Callable
+from typing import Any
 
-import comfy.latent_formats
-import comfy.model_management as mm
-import comfy.model_patcher
-import comfy.ops
-import comfy.patcher_extension as extension
-import comfy.sampler_helpers
-import comfy.samplers
 import torch
-from comfy.ldm.modules.attention import attention_pytorch
-from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch import Tensor
 
-from ..dreamflow_core.cameras import Cameras
 from ..dreamflow_core.prior import Look, Session, T
 from ..dreamflow_core.views import ViewRange
-from .conditioning import Conditioning, check_covered, entries_anywhere, entries_for
-from .frozen import frozen_autograd, recomputed_blocks, training_kernels
+from .conditioning import Conditioning, check_covered, entries_anywhere
 from .hints import Controls
 from .levels import NoiseLevels
-
-# Where a MODEL's patches change how estimates are combined; phi is evaluated without any of them.
-_GUIDANCE_OPTIONS = (
-    "sampler_cfg_function",
-    "sampler_pre_cfg_function",
-    "sampler_post_cfg_function",
-    "sampler_calc_cond_batch_function",
-    "disable_cfg1_optimization",
-)
-# Memory next to ComfyUI's estimates for a forward pass alone: of an encoder's forward and backward pass, and of
-# what a network keeps for its backward pass (measured on the layers of SD 1.5).
-_ENCODER_BACKWARD = 3
-_KEPT_FOR_BACKWARD = 12
+from .session import ComfySession, Guider
 
 
-class ComfyPrior:
-    """A model of ComfyUI with its prompts. Sizes are pixels; nothing is loaded before `run`.
+class LatentPrior:
+    """A model of ComfyUI with its prompts, for scenes that are latents: it has no VAE, so it cannot encode.
+
+    Nothing is loaded before `run`.
 
     Args:
         model: MODEL with whatever is patched on it.
         positive, negative: CONDITIONING; entries with view tags hold for those views (`conditioning`).
-        vae: the model's VAE.
+        shape: (C, h, w) of the latents.
         cfg: guidance scale; 1 evaluates the positive prompts alone.
-        size: side of the square images that are denoised.
         seed: given to nodes that hang on the model and ask for one.
-        views: images denoised at once, for which memory is set aside.
+        views: latents denoised at once, for which memory is set aside.
+
+    Attributes:
+        size: side of the pictures that the latents encode, in pixels; 0 if that is not known.
 
     Raises:
-        ValueError: the model, its VAE or the size cannot work here; the message says why.
+        ValueError: the model or the conditioning cannot work here; the message says why.
         NotADenoiser: likewise.
+    """
+
+    vae: Any = None
+    size: int = 0
+
+    def __init__(
+        self,
+        model: Any,
+        positive: Conditioning,
+        negative: Conditioning,
+        *,
+        shape: tuple[int, ...],
+        cfg: float,
+        seed: int,
+        views: int,
+    ):
+        _check_image_model(model)
+        if self.vae is not None:
+            _check_image_vae(model, self.vae)
+        self.model, self.positive, self.negative, self.shape = model, positive, negative, shape
+        self.cfg, self.seed, self.views = cfg, seed, views
+        self.levels = NoiseLevels.of(model)
+        for name, conditioning in self.conditionings():
+            if not conditioning:
+                raise ValueError(f"{name} is empty")
+            _check_inputs(model, conditioning, name, shape)
+
+    def conditionings(self) -> list[tuple[str, Conditioning]]:
+        """Both, by the names that ComfyUI has for them."""
+        return [("positive", self.positive), ("negative", self.negative)]
+
+    def check_views(self, views: ViewRange | None) -> None:
+        """Raise ValueError, saying where, unless there are prompts for every view that may be sampled.
+
+        None stands for a scene that has no viewpoint.
+        """
+        for name, conditioning in self.conditionings():
+            if views is not None:
+                check_covered(conditioning, views, name)
+            elif not entries_anywhere(conditioning):
+                raise ValueError(f"every entry of {name} is for a range of views, but a bare image has no view")
+
+    def sigma_at(self, t: Tensor) -> Tensor:
+        return self.levels.at(t)
+
+    def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
+        raise ValueError("without a VAE it is not known which latents a picture of this size has")
+
+    def run(self, body: Callable[[Session], T], look: Look | None = None) -> T:
+        """See `Prior.run`. The user's MODEL, VAE and CONDITIONING are afterwards as they were, whatever happens."""
+        controls = Controls()
+        session = ComfySession(self, controls, look, body)
+        guider = Guider(self.model)
+        guider.inner_set_conds({name: controls.own(entries) for name, entries in self.conditionings()})
+        latents = torch.zeros(self.views, *self.shape)
+        with torch.no_grad():
+            guider.sample(latents, latents, session, torch.tensor([1.0, 0.0]), disable_pbar=True, seed=self.seed)
+        return session.result
+
+
+class ComfyPrior(LatentPrior):
+    """The same with a VAE, for scenes that are seen as pictures.
+
+    Args:
+        vae: the model's VAE.
+        size: side of the square pictures that are denoised, in pixels.
+        views: pictures denoised at once, for which memory is set aside.
+        others: as for `LatentPrior`.
+
+    Raises:
+        ValueError: also where the VAE is not the model's, or the size does not fit it.
     """
 
     def __init__(
@@ -78,291 +127,15 @@ class ComfyPrior:
         if vae is None:
             raise ValueError("there is no VAE; if it comes from a checkpoint, the checkpoint has none: load one")
         vae.throw_exception_if_invalid()
-        _check_image_model(model)
-        _check_image_vae(model, vae)
         self.vae, self.size = vae, size
-        self._ask(model, positive, negative, self.latent_shape(size, size), cfg, seed, views)
-
-    def _ask(
-        self,
-        model: Any,
-        positive: Conditioning,
-        negative: Conditioning,
-        shape: tuple[int, int, int],
-        cfg: float,
-        seed: int,
-        views: int,
-    ) -> None:
-        """What is asked of the model, for latents of this shape."""
-        self.model, self.positive, self.negative, self.shape = model, positive, negative, shape
-        self.cfg, self.seed, self.views = cfg, seed, views
-        self.levels = NoiseLevels.of(model)
-        for name, conditioning in self._conditionings():
-            if not conditioning:
-                raise ValueError(f"{name} is empty")
-            _check_inputs(model, conditioning, name, self.shape)
-
-    def check_views(self, views: ViewRange | None) -> None:
-        """Raise ValueError, saying where, unless there are prompts for every view that may be sampled.
-
-        None stands for a scene that has no viewpoint.
-        """
-        for name, conditioning in self._conditionings():
-            if views is not None:
-                check_covered(conditioning, views, name)
-            elif not entries_anywhere(conditioning):
-                raise ValueError(f"every entry of {name} is for a range of views, but a bare image has no view")
-
-    def sigma_at(self, t: Tensor) -> Tensor:
-        return self.levels.at(t)
+        shape = self.latent_shape(size, size)
+        super().__init__(model, positive, negative, shape=shape, cfg=cfg, seed=seed, views=views)
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         ratio = self.vae.spacial_compression_encode()
         if min(height, width) < ratio or height % ratio or width % ratio:
             raise ValueError(f"size {width}x{height} does not fit this VAE; both must be multiples of {ratio}")
         return self.vae.latent_channels, height // ratio, width // ratio
-
-    def run(self, body: Callable[[Session], T], look: Look | None = None) -> T:
-        """See `Prior.run`. The user's MODEL, VAE and CONDITIONING are afterwards as they were, whatever happens."""
-        controls = Controls()
-        session = ComfySession(self, controls, look, body)
-        guider = _Guider(self.model)
-        guider.inner_set_conds({name: controls.own(entries) for name, entries in self._conditionings()})
-        latents = torch.zeros(self.views, *self.shape)
-        with torch.no_grad():
-            guider.sample(latents, latents, session, torch.tensor([1.0, 0.0]), disable_pbar=True, seed=self.seed)
-        return session.result
-
-    def _conditionings(self) -> list[tuple[str, Conditioning]]:
-        return [("positive", self.positive), ("negative", self.negative)]
-
-
-class LatentPrior(ComfyPrior):
-    """The same for scenes that are latents already, as a KSampler's are: it needs no VAE, so it cannot encode.
-
-    Args:
-        shape: (C, h, w) of the latents, of any size.
-        others: as for `ComfyPrior`.
-    """
-
-    vae = None
-
-    def __init__(
-        self,
-        model: Any,
-        positive: Conditioning,
-        negative: Conditioning,
-        *,
-        shape: tuple[int, int, int],
-        cfg: float,
-        seed: int,
-        views: int,
-    ):
-        _check_image_model(model)
-        self.size = max(shape[1:])
-        self._ask(model, positive, negative, shape, cfg, seed, views)
-        self.check_views(None)
-
-
-class _Guider(comfy.samplers.CFGGuider):
-    """Prepares a sampling session and leaves the conditionings to the sampler.
-
-    Conditioning entries act on each other when they are processed (areas, ControlNets), so each view's own
-    must be processed apart from the other views'.
-    """
-
-    def inner_sample(
-        self,
-        noise,
-        latent_image,
-        device,
-        sampler,
-        sigmas,
-        denoise_mask,
-        callback,
-        disable_pbar,
-        seed,
-        latent_shapes=None,
-    ):
-        self.inner_model.latent_shapes = latent_shapes
-        options = comfy.model_patcher.create_model_options_clone(self.model_options)
-        options.setdefault("transformer_options", {})["sample_sigmas"] = sigmas
-        wrappers = extension.get_all_wrappers(extension.WrappersMP.SAMPLER_SAMPLE, options, is_model_options=True)
-        run = extension.WrapperExecutor.new_class_executor(sampler.sample, sampler, wrappers)
-        extra = {"model_options": options, "seed": seed}
-        return run.execute(self, sigmas, extra, callback, noise, latent_image, denoise_mask, disable_pbar)
-
-
-class ComfySession(comfy.samplers.Sampler):
-    """A loaded model: a `dreamflow_core` Session, and the sampler that its body runs in."""
-
-    def __init__(self, prior: ComfyPrior, controls: Controls, look: Look | None, body: Callable[[Session], T]):
-        self._prior, self._controls, self._look, self._body = prior, controls, look, body
-        self._pairs: dict[tuple[tuple[int, ...], ...], dict[str, list[dict]]] = {}
-        self.result: Any = None
-
-    def sample(
-        self, guider, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None, disable_pbar=False
-    ):
-        """Called once by the guider, with everything loaded; runs the body."""
-        self._guider, self._options, self._noise = guider, extra_args["model_options"], noise
-        self._conds = guider.conds
-        self.network: nn.Module = guider.inner_model.diffusion_model
-        self.device: torch.device = guider.model_patcher.load_device
-        try:
-            with torch.inference_mode(False), torch.no_grad(), self._differentiable(), _uninterrupted_layers():
-                self.result = self._body(cast(Session, self))
-        finally:
-            guider.conds = self._conds
-            # ComfyUI does this only for a session that ends well.
-            comfy.sampler_helpers.cleanup_models(self._conds, guider.loaded_models)
-        return noise
-
-    def encode(self, images: Tensor) -> Tensor:
-        vae = self._prior.vae
-        encode = partial(checkpoint, self._encode, use_reentrant=False) if self._short_of_memory else self._encode
-        return torch.cat([encode(image[None]) for image in images.to(vae.device)]).to(self.device)
-
-    @torch.no_grad()
-    def decode(self, latents: Tensor) -> Tensor:
-        if self._prior.vae is None:
-            return _approximate_colours(latents, self._guider.inner_model.latent_format)
-        images = self._prior.vae.decode(self._guider.inner_model.process_latent_out(latents))
-        return images.movedim(-1, 1).clamp(0, 1).float()
-
-    def denoise(self, z_t: Tensor, sigma: float, views: Cameras | None, *, guided: bool) -> Tensor:
-        """See `Session.denoise`; gradients do not pass through ControlNets."""
-        level = self._prior.levels.native(sigma)
-        x = z_t * self._prior.levels.signal(level)
-        groups = self._groups(views, len(z_t))
-        if len(groups) == 1:
-            ((entries, rows),) = groups.items()
-            return self._estimate(entries, views, rows, x, level, guided)
-        parts = [self._estimate(e, views, rows, x[rows], level, guided) for e, rows in groups.items()]
-        return torch.cat(parts)[torch.argsort(torch.cat(list(groups.values())))]
-
-    def _groups(self, views: Cameras | None, count: int) -> dict[tuple[tuple[int, ...], ...], Tensor]:
-        """Rows of the batch by the (positive, negative) entries that hold for them."""
-        conditionings = self._prior._conditionings()
-        if views is None:
-            entries = tuple(entries_anywhere(conditioning) for _, conditioning in conditionings)
-            return {entries: torch.arange(count)}
-        groups = defaultdict(list)
-        for row, direction in enumerate(zip(views.azimuth.tolist(), views.elevation.tolist())):
-            groups[tuple(entries_for(conditioning, *direction) for _, conditioning in conditionings)].append(row)
-        return {entries: torch.tensor(rows) for entries, rows in groups.items()}
-
-    def _estimate(
-        self,
-        entries: tuple[tuple[int, ...], ...],
-        views: Cameras | None,
-        rows: Tensor,
-        x: Tensor,
-        level: float,
-        guided: bool,
-    ) -> Tensor:
-        """The model's denoised estimate at its own level, as in a KSampler step with these entries."""
-        guider = self._guider
-        sigma = torch.full((len(x),), level, device=x.device)
-        options = comfy.model_patcher.create_model_options_clone(self._options)
-        transformer = options.setdefault("transformer_options", {})
-        transformer["sample_sigmas"] = torch.stack([sigma[0], torch.zeros_like(sigma[0])])
-        if not guided:
-            for name in _GUIDANCE_OPTIONS:
-                options.pop(name, None)
-        guider.conds = self._pair(entries)
-        guider.cfg = self._prior.cfg if guided else 1.0
-        self._controls.show(self._look, views, rows, self._prior.size)
-        self._rewind(guider.conds)
-        if not torch.is_grad_enabled():
-            return guider(x, sigma, model_options=options, seed=self._prior.seed)
-        # Copies on other GPUs know nothing of phi, and fast attention kernels have no backward pass.
-        options.pop("multigpu_clones", None)
-        transformer["optimized_attention_override"] = _differentiable_attention
-        with training_kernels():
-            return guider(x, sigma, model_options=options, seed=self._prior.seed)
-
-    def _pair(self, entries: tuple[tuple[int, ...], ...]) -> dict[str, list[dict]]:
-        """The named entries of both conditionings, processed together as a KSampler would."""
-        if entries not in self._pairs:
-            names = [name for name, _ in self._prior._conditionings()]
-            for name, indices in zip(names, entries):
-                if not indices:
-                    raise ValueError(f"no entry of {name} holds for a view that is denoised")
-            conds = {name: [self._conds[name][i].copy() for i in indices] for name, indices in zip(names, entries)}
-            latent = torch.zeros_like(self._noise)
-            self._pairs[entries] = comfy.samplers.process_conds(
-                self._guider.inner_model,
-                torch.zeros_like(self._noise),
-                conds,
-                self.device,
-                latent,
-                seed=self._prior.seed,
-                latent_shapes=[latent.shape],
-            )
-        return self._pairs[entries]
-
-    def _rewind(self, conds: dict[str, list[dict]]) -> None:
-        """Hook keyframes only move forward in a KSampler's run; here levels may come in any order."""
-        groups = [hooks for entries in conds.values() for c in entries if (hooks := c.get("hooks")) is not None]
-        moving = [hooks for hooks in groups if any(not hook.hook_keyframe.is_empty() for hook in hooks.hooks)]
-        for hooks in moving:
-            hooks.reset()
-        if moving:
-            self._guider.inner_model.current_patcher.clear_cached_hook_weights()
-
-    @contextmanager
-    def _differentiable(self) -> Iterator[None]:
-        """Everything the body uses is loaded, and gradients pass through it."""
-        guider, vaes = self._guider, [] if self._prior.vae is None else [self._prior.vae]
-        shape = (1, 3, self._prior.size, self._prior.size)
-        encoder = sum(_ENCODER_BACKWARD * vae.memory_used_encode(shape, vae.vae_dtype) for vae in vaes)
-        views = len(self._noise)
-        forward = guider.inner_model.memory_required([2 * views, *self._noise.shape[1:]])
-        mm.load_models_gpu(
-            [guider.model_patcher, *(vae.patcher for vae in vaes), *guider.loaded_models],
-            memory_required=2 * forward + encoder,
-        )
-        kept = views * encoder + _KEPT_FOR_BACKWARD * forward / 2
-        self._short_of_memory = kept > mm.get_free_memory(self.device)
-        patcher = guider.inner_model.current_patcher
-
-        def remember() -> Callable[[], Any]:
-            return partial(patcher.apply_hooks, patcher.current_hooks)
-
-        with ExitStack() as stack:
-            stack.enter_context(frozen_autograd(self.network, remember))
-            for module in (*(vae.first_stage_model for vae in vaes), *(m.model for m in guider.loaded_models)):
-                stack.enter_context(frozen_autograd(module))
-            if self._short_of_memory:
-                stack.enter_context(recomputed_blocks(self.network, remember))
-            yield
-
-    def _encode(self, image: Tensor) -> Tensor:
-        """What VAE.encode does for one image (1, 3, H, W), with gradients, then to the model's latent space."""
-        vae = self._prior.vae
-        pixels = vae.vae_encode_crop_pixels(image.movedim(1, -1)).movedim(-1, 1)
-        pixels = vae.process_input(pixels).to(vae.vae_dtype)
-        if getattr(vae.first_stage_model, "comfy_has_chunked_io", False):
-            latent = vae.first_stage_model.encode(pixels, device=vae.device)
-        else:
-            latent = vae.first_stage_model.encode(pixels)
-        latent = latent.float()
-        if vae.format_encoded is not None:
-            latent = vae.format_encoded(latent)
-        return self._guider.inner_model.process_latent_in(latent)
-
-
-def _approximate_colours(latents: Tensor, latent_format: Any) -> Tensor:
-    """Latents (B, C, h, w) as small pictures (B, 3, h, w) in [0, 1], by ComfyUI's own linear map, grey without one."""
-    factors = latent_format.latent_rgb_factors
-    if factors is None:
-        return latents.mean(1, keepdim=True).expand(-1, 3, -1, -1).float().sigmoid()
-    colours = latents.float().movedim(1, -1) @ torch.tensor(factors).to(latents.device)
-    bias = latent_format.latent_rgb_factors_bias
-    if bias is not None:
-        colours = colours + torch.tensor(bias).to(colours)
-    return (colours.movedim(-1, 1) / 2 + 0.5).clamp(0, 1)
 
 
 def _check_image_model(model: Any) -> None:
@@ -385,7 +158,7 @@ def _check_image_vae(model: Any, vae: Any) -> None:
         )
 
 
-def _check_inputs(model: Any, conditioning: Conditioning, name: str, shape: tuple[int, int, int]) -> None:
+def _check_inputs(model: Any, conditioning: Conditioning, name: str, shape: tuple[int, ...]) -> None:
     """Raise ValueError for an inpainting or editing model whose inputs are not in the conditioning."""
     latent = torch.zeros(1, *shape)
     for _, options in conditioning:
@@ -396,21 +169,3 @@ def _check_inputs(model: Any, conditioning: Conditioning, name: str, shape: tupl
                 f"{type(model.model).__name__} is an inpainting or editing model and {name} has no image for it;"
                 " use a plain text-to-image model"
             )
-
-
-def _differentiable_attention(_fast: Callable, *args: Any, **kwargs: Any) -> Tensor:
-    return attention_pytorch(*args, **kwargs)
-
-
-@contextmanager
-def _uninterrupted_layers() -> Iterator[None]:
-    """ComfyUI interrupts in the midst of any layer; here the loop's caller does, between two iterations.
-
-    Else an interrupted iteration would be half done, with no state to save.
-    """
-    before = comfy.ops.run_every_op
-    comfy.ops.run_every_op = lambda: None
-    try:
-        yield
-    finally:
-        comfy.ops.run_every_op = before

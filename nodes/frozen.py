@@ -202,6 +202,10 @@ def _weights(layer: Any, like: Tensor) -> Iterator[tuple[Any, Any]]:
     """The layer's weight and bias as it computes with them, in the gradient's type and place."""
     if getattr(layer, "weight", None) is None:
         yield None, None
+    elif hasattr(layer, "cast_bias_weight"):
+        # Layers of other packs that unpack their weights themselves (GGUF).
+        weight, bias = layer.cast_bias_weight(dtype=like.dtype, device=like.device, bias_dtype=like.dtype)
+        yield _plain(weight, like), _plain(bias, like)
     elif hasattr(layer, "comfy_cast_weights"):
         weight, bias, stream = comfy.ops.cast_bias_weight(
             layer, dtype=like.dtype, device=like.device, bias_dtype=like.dtype, offloadable=True

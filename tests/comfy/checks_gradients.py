@@ -8,11 +8,12 @@ import comfy.hooks
 import comfy.model_management
 import comfy.ops
 import comfy.quant_ops
+import comfy.utils
 import tiny
 import torch
 from helpers import SIGMA, cameras, close, noise, noised, prior, same
 from pack.dreamflow_core.lora import LoRA
-from pack.nodes import comfy_prior
+from pack.nodes import session as sessions
 from pack.nodes.conditioning import tag_view
 from torch import nn
 
@@ -37,6 +38,18 @@ def check_phi_gradients_with_weights_cast_into_a_reused_buffer():
         wrong = _twin_gradient("sd1", torch.bfloat16, stored=True)
     right = _twin_gradient("sd1", torch.bfloat16)
     assert ((wrong - right).norm() / right.norm()) > 0.1
+
+
+def check_phi_gradients_with_weights_patched_on_the_fly():
+    """As where a LoRA is added to offloaded weights each time they are used."""
+    model, halved = tiny.model("sd1").clone(), tiny.model("sd1")
+    changed = [f"diffusion_model.{name}" for name in model.model.diffusion_model.state_dict() if ".attn1." in name]
+    for name in changed:
+        model.add_weight_wrapper(name, lambda weight: weight / 2)
+        halved.add_patches({name: ("diff", (-comfy.utils.get_attr(halved.model, name) / 2,))})
+    found = _phi_gradient("sd1", model=model)
+    assert any(getattr(layer, "weight_function", None) for layer in model.model.modules())
+    close(found, _phi_gradient("sd1", model=halved), 1e-5)
 
 
 def check_phi_gradients_through_quantised_layers():
@@ -231,12 +244,12 @@ def _gradient(lora: LoRA) -> torch.Tensor:
 @contextmanager
 def _short_of_memory():
     """Any network is taken to need more memory than there is."""
-    before = comfy_prior._KEPT_FOR_BACKWARD
-    comfy_prior._KEPT_FOR_BACKWARD = 1e12
+    before = sessions._KEPT_FOR_BACKWARD
+    sessions._KEPT_FOR_BACKWARD = 1e12
     try:
         yield
     finally:
-        comfy_prior._KEPT_FOR_BACKWARD = before
+        sessions._KEPT_FOR_BACKWARD = before
 
 
 class Kept:
