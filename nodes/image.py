@@ -74,6 +74,7 @@ class DreamFlowImage(io.ComfyNode):
             schedule = native_schedule(model, sigmas, iterations)
             shape = tuple(samples.shape[1:])
             prior = LatentPrior(model, positive, negative, shape=shape, cfg=cfg, seed=seed, views=len(samples))
+            prior.check_views(None)
             work = partial(optimise_latents, prior, schedule, _start(model, samples, settings), settings)
             latents = run(cls, work, asdict(settings), save_every)
             made = model.model.process_latent_out(latents).cpu()
