@@ -108,7 +108,10 @@ class ComfySession(comfy.samplers.Sampler):
     def decode(self, latents: Tensor) -> Tensor:
         if self._prior.vae is None:
             return _approximate_colours(latents, self._guider.inner_model.latent_format)
+        in_use = mm.loaded_models(only_currently_used=True)
         images = self._prior.vae.decode(self._guider.inner_model.process_latent_out(latents))
+        # Decoding may have pushed the model out of the GPU.
+        mm.load_models_gpu(in_use)
         return images.movedim(-1, 1).clamp(0, 1).float()
 
     def denoise(self, z_t: Tensor, sigma: float, views: Cameras | None, *, guided: bool) -> Tensor:

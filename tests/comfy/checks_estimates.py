@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from functools import partial
+
 import comfy.hooks
 import comfy.sd
 import tiny
 import torch
+from comfy.patcher_extension import WrappersMP
 from comfy_extras.nodes_model_advanced import ModelSamplingSD3, RescaleCFG
 from comfy_extras.nodes_pag import PerturbedAttentionGuidance
 from comfy_extras.nodes_perpneg import PerpNeg
@@ -97,6 +101,31 @@ def check_estimates_with_cfg_functions():
         _differ(_same(patched, positive, negative), plain)
         alone = prior(patched, positive, negative).run(lambda s: s.denoise(noised(model), SIGMA, None, guided=False))
         same(alone, step(model, positive, negative, 1.0))
+
+
+def check_wrappers_run_as_in_a_sampler():
+    """Other packs hang on these; each is called as often as by a KSampler that takes as many steps."""
+    kinds = ("OUTER_SAMPLE", "PREPARE_SAMPLING", "SAMPLER_SAMPLE", "PREDICT_NOISE", "CALC_COND_BATCH")
+    kinds += ("APPLY_MODEL", "DIFFUSION_MODEL")
+
+    def calls(evaluate) -> Counter:
+        model, seen = tiny.model("sd1").clone(), Counter()
+
+        def wrapper(kind: str, executor, *args, **kwargs):
+            seen[kind] += 1
+            return executor(*args, **kwargs)
+
+        for kind in kinds:
+            model.add_wrapper(getattr(WrappersMP, kind), partial(wrapper, kind))
+        model.set_model_unet_function_wrapper(
+            lambda apply, args: wrapper("function", apply, args["input"], args["timestep"], **args["c"])
+        )
+        evaluate(model, *tiny.texts("sd1"), 7.5, SIGMA)
+        return seen
+
+    expected = calls(step)
+    assert set(expected) == {*kinds, "function"}
+    assert calls(_estimate) == expected, (calls(_estimate), expected)
 
 
 def check_estimates_with_weight_hooks_in_any_order_of_levels():

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+
 import tiny
 import torch
-from helpers import SIZE, close, optimise_image, prior
-from pack.dreamflow_core.apfo import optimise
+from helpers import SIZE, close, optimise_image, prior, same
+from pack.dreamflow_core.apfo import Cancelled, Checkpoint, optimise
 from pack.dreamflow_core.cameras import orbit
 from pack.dreamflow_core.demo.model import MODELS, load_model
 from pack.dreamflow_core.guidance import APFO, PhiSettings
@@ -49,6 +53,18 @@ def check_phi_learns_where_half_precision_is_computed_with():
         fallen[dtype] = seen[-1].losses["phi"] / seen[0].losses["phi"]
     assert all(abs(share / fallen[torch.float32] - 1) < 0.1 for share in fallen.values()), fallen
     assert fallen[torch.float32] < 0.9
+
+
+def check_a_cancelled_run_goes_on_where_it_was():
+    made = prior(tiny.model("sd1"), *tiny.texts("sd1"))
+    whole = optimise_image(made)
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoint = Checkpoint(Path(folder) / "run.safetensors", {}, resume=True)
+        seen = []
+        with suppress(Cancelled):
+            optimise_image(made, on_progress=seen.append, cancelled=lambda: len(seen) == 3, checkpoint=checkpoint)
+        same(optimise_image(made, on_progress=seen.append, checkpoint=checkpoint), whole)
+    assert [progress.step for progress in seen] == [1, 2, 3, 4]
 
 
 def check_images_are_those_of_the_same_model_without_comfyui():
