@@ -52,16 +52,22 @@ class Plan:
     turntable: TurntableSettings = field(default_factory=TurntableSettings)
 
 
-def _draft() -> Plan:
+def _plan(nerf: tuple[int, int], tune: tuple[int, int], refine: tuple[int, int], extract: ExtractSettings) -> Plan:
+    """A plan by the (levels, iterations per level) of its stages."""
+    # The bundled model's timesteps are even in ln(sigma); above 0.75 of them it sees nothing but noise.
     return Plan(
-        nerf=Planned(ScheduleSettings(0.75, 0.36, levels=48, iterations=5), NeRFStage()),
-        extract=ExtractSettings(faces=5000),
-        tune=Planned(ScheduleSettings(0.5, 0.25, levels=20, iterations=3), MeshStage(scene=MeshSettings("both"))),
-        refine=Planned(ScheduleSettings(0.3, 0.0, levels=20, iterations=2), MeshStage()),
+        nerf=Planned(ScheduleSettings(0.75, 0.35, *nerf), NeRFStage()),
+        extract=extract,
+        tune=Planned(ScheduleSettings(0.5, 0.25, *tune), MeshStage(scene=MeshSettings("both"))),
+        refine=Planned(ScheduleSettings(0.3, 0.0, *refine), MeshStage(texture_size=2 * extract.texture_size)),
     )
 
 
-PRESETS = {"draft": _draft(), "standard": _draft(), "high": _draft()}
+PRESETS = {
+    "draft": _plan((48, 5), (20, 3), (20, 2), ExtractSettings(faces=5000, texture_size=256)),
+    "standard": _plan((80, 8), (40, 5), (40, 3), ExtractSettings(faces=10000, texture_size=512)),
+    "high": _plan((160, 10), (80, 5), (80, 5), ExtractSettings(faces=30000, texture_size=1024, resolution=192)),
+}
 
 
 def generate(

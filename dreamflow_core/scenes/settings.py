@@ -59,7 +59,7 @@ class NeRFSettings:
     least_density: float = 0.05
     background: str = "random"
     orientation: float = 0.0
-    opacity: float = 0.0
+    opacity: float = 1e-3
     distortion: float = 0.0
     grid_rate: float = 0.05
     head_rate: float = 0.01
