@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import time
 import urllib.request
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,8 @@ class Browser:
         port = self._port(profile / "DevToolsActivePort")
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/json") as pages:
             page = next(page for page in json.load(pages) if page["type"] == "page")
-        self.socket = connect(page["webSocketDebuggerUrl"], max_size=None)
+        self.open_things = ExitStack()
+        self.socket = self.open_things.enter_context(connect(page["webSocketDebuggerUrl"], max_size=None))
         self.asked, self.complaints = 0, []
         for domain in ("Page", "Runtime", "Log"):
             self.ask(f"{domain}.enable")
@@ -95,6 +97,6 @@ class Browser:
         return base64.b64decode(self.ask("Page.captureScreenshot", format="png")["data"])
 
     def close(self) -> None:
-        self.socket.close()
+        self.open_things.close()
         self.process.kill()
         self.process.wait()

@@ -1,0 +1,190 @@
+"""What the nodes do around the stages: meshes in and out, prompts by view, cameras, jobs and their checkpoints."""
+
+from __future__ import annotations
+
+import math
+import os
+import tempfile
+from pathlib import Path
+from types import SimpleNamespace
+
+import folder_paths
+import numpy as np
+import torch
+from comfy_api.latest import Types
+from comfy_execution.graph import DynamicPrompt
+from comfy_extras.nodes_gaussian_splat import _lookat_camera_info
+from comfy_extras.nodes_save_3d import MeshToFile3D
+from helpers import close, same
+from pack.dreamflow_core.cameras import orbit, view_name
+from pack.dreamflow_core.mesh.mesh import BadMesh, Mesh
+from pack.dreamflow_core.state import BadFile
+from pack.nodes import meshes, running
+from pack.nodes.conditioning import entries_for, tag_view
+from pack.nodes.prompts import VIEWS
+from pack.nodes.render import from_viewer
+
+
+def check_each_view_has_the_one_wording_that_cameras_name():
+    entries = [entry for _, *where in VIEWS.values() for entry in tag_view([[None, {}]], *where)]
+    names = list(VIEWS)
+    for azimuth in np.arange(-179.5, 180, 3.0):
+        for elevation in np.arange(-88.5, 89, 3.0):
+            (place,) = entries_for(entries, azimuth, elevation)
+            assert names[place] == view_name(azimuth, elevation), (azimuth, elevation)
+
+
+def tetrahedron(**attributes) -> Mesh:
+    vertices = [[0.5, 0.5, 0.5], [-0.5, -0.5, 0.5], [-0.5, 0.5, -0.5], [0.5, -0.5, -0.5]]
+    return Mesh(np.array(vertices), np.array([[0, 2, 1], [0, 1, 3], [0, 3, 2], [1, 2, 3]]), **attributes)
+
+
+def textured() -> Mesh:
+    generator = np.random.default_rng(0)
+    return tetrahedron(
+        uvs=generator.random((4, 2)), texture=generator.random((8, 8, 3)), normals=np.eye(4)[:, :3] + [0, 0, 1e-3]
+    )
+
+
+def equal(a: Mesh, b: Mesh, tolerance: float = 1e-6) -> None:
+    for name in ("vertices", "faces", "uvs", "texture", "normals", "colours"):
+        mine, other = getattr(a, name), getattr(b, name)
+        assert (mine is None) == (other is None), name
+        if mine is not None:
+            np.testing.assert_allclose(mine, other, atol=tolerance, err_msg=name)
+    assert a.unlit == b.unlit
+
+
+def check_meshes_go_to_comfyui_and_back():
+    for mesh in (textured(), tetrahedron(colours=np.linspace(0, 1, 12).reshape(4, 3), unlit=True), tetrahedron()):
+        equal(meshes.read(meshes.to_comfy(mesh)), mesh)
+
+
+def check_a_file_of_comfyui_is_the_same_mesh():
+    mesh = textured()
+    (file,) = MeshToFile3D.execute(meshes.to_comfy(mesh)).args
+    read = meshes.read(file)
+    np.testing.assert_allclose(read.vertices, mesh.vertices, atol=1e-6)
+    np.testing.assert_allclose(read.uvs, mesh.uvs, atol=1e-6)
+    np.testing.assert_allclose(read.texture, mesh.texture, atol=1 / 255)
+
+
+def check_vertex_colours_are_linear_in_a_mesh():
+    (grey,) = meshes.to_comfy(tetrahedron(colours=np.full((4, 3), 0.5))).vertex_colors.unique().tolist()
+    assert abs(grey - 0.2140) < 1e-4
+
+
+def check_padding_is_not_part_of_a_mesh():
+    mesh = textured()
+    made = meshes.to_comfy(mesh)
+    padded = Types.MESH(
+        torch.cat([made.vertices, torch.zeros(1, 3, 3)], 1),
+        torch.cat([made.faces, torch.zeros(1, 2, 3, dtype=made.faces.dtype)], 1),
+        uvs=torch.cat([made.uvs, torch.zeros(1, 3, 2)], 1),
+        texture=made.texture,
+        vertex_counts=torch.tensor([4]),
+        face_counts=torch.tensor([4]),
+    )
+    read = meshes.read(padded)
+    assert len(read.vertices) == 4 and len(read.faces) == 4 and len(read.uvs) == 4
+
+
+def check_what_is_not_one_mesh_is_refused():
+    made = meshes.to_comfy(tetrahedron())
+    two = Types.MESH(made.vertices.repeat(2, 1, 1), made.faces.repeat(2, 1, 1))
+    for mesh, message in ((two, "2 meshes"), (None, "choose a file")):
+        try:
+            meshes.read(mesh)
+        except BadMesh as error:
+            assert message in str(error)
+        else:
+            raise AssertionError(message)
+
+
+def check_a_stage_keeps_what_it_knows_nothing_of():
+    source = meshes.to_comfy(textured())
+    source.normal_map, source.tangents = torch.rand(1, 8, 8, 3), torch.rand(1, 4, 4)
+    source.material = {"roughness_factor": 0.3}
+    before = meshes.read(source)
+    painted = Mesh(before.vertices, before.faces, before.uvs, 1 - before.texture, before.normals)
+    result = meshes.changed(source, before, painted, moved=False)
+    close(result.texture, 1 - source.texture, 1e-6)
+    for name in ("vertices", "tangents", "normal_map"):
+        same(getattr(result, name), getattr(source, name))
+    assert result.material == source.material
+    moved = Mesh(before.vertices * 1.1, before.faces, before.uvs, before.texture, before.normals)
+    result = meshes.changed(source, before, moved, moved=True)
+    close(result.vertices, source.vertices * 1.1, 1e-6)
+    assert result.tangents is None and result.normal_map is not None
+    assert source.tangents is not None
+
+
+def check_a_viewers_camera_looks_where_it_should():
+    target = torch.tensor([0.3, -0.2, 0.1])
+    ups = []
+    for roll in (0.0, 25.0):
+        info = _lookat_camera_info([1.0, 2.0, 2.5], target, 50.0, "cpu", zoom=2.0, roll=roll)
+        camera = from_viewer(info)
+        close(camera.position(), torch.tensor([[1.0, 2.0, 2.5]]), 1e-6)
+        assert abs(math.tan(math.radians(float(camera.fov)) / 2) - math.tan(math.radians(25)) / 2) < 1e-6
+        x, y, _, w = camera.world_to_clip()[0] @ torch.cat([target, torch.ones(1)])
+        assert w > 0 and max(abs(x), abs(y)) < 1e-5
+        ups.append(camera.axes()[1][0])
+    assert abs(float(ups[0] @ ups[1]) - math.cos(math.radians(25))) < 1e-5
+    info = _lookat_camera_info([1.0, 2.0, 2.5], target, 50.0, "cpu")
+    without = from_viewer({name: value for name, value in info.items() if name != "quaternion"})
+    close(without.rotation, from_viewer(info).rotation, 1e-5)
+
+
+def check_a_camera_on_the_orbit_is_the_same_in_a_viewer():
+    ours = orbit(3, 20.0, 3.0, 40.0)
+    for i in range(3):
+        info = _lookat_camera_info(ours.position()[i], [0.0, 0.0, 0.0], 40.0, "cpu")
+        close(from_viewer(info).world_to_clip(), ours[i : i + 1].world_to_clip(), 1e-5)
+
+
+def job(text: str, ids: str, seed: int = 1) -> str:
+    first, second, last = ids
+    graph = {
+        first: {"class_type": "Loader", "inputs": {"name": "a"}, "_meta": {"title": ids}},
+        second: {"class_type": "Text", "inputs": {"clip": [first, 1], "text": text}},
+        last: {"class_type": "Stage", "inputs": {"model": [first, 0], "positive": [second, 0], "seed": seed}},
+    }
+    return running.job_key(DynamicPrompt(graph), last)
+
+
+def check_a_job_is_what_is_computed_whatever_its_nodes_are_called():
+    assert job("cube", "123") == job("cube", "987")
+    assert len({job("cube", "123"), job("cone", "123"), job("cube", "123", seed=2)}) == 3
+
+
+def check_the_newest_checkpoints_are_kept():
+    with tempfile.TemporaryDirectory() as folder:
+        for age in range(running.CHECKPOINTS_KEPT + 3):
+            path = Path(folder) / f"{age}.safetensors"
+            path.touch()
+            os.utime(path, (1e9 - age, 1e9 - age))
+        running.forget_old_checkpoints(Path(folder))
+        kept = {int(path.stem) for path in Path(folder).iterdir()}
+    assert kept == set(range(running.CHECKPOINTS_KEPT))
+
+
+def check_a_stage_with_a_useless_checkpoint_starts_anew():
+    before = folder_paths.get_user_directory()
+    with tempfile.TemporaryDirectory() as folder:
+        folder_paths.set_user_directory(folder)
+        try:
+            graph = DynamicPrompt({"1": {"class_type": "Stage", "inputs": {}}})
+            node = SimpleNamespace(hidden=SimpleNamespace(dynprompt=graph, unique_id="1"))
+            path = running.checkpoint_folder() / f"{running.job_key(graph, '1')}.safetensors"
+            path.parent.mkdir(parents=True)
+            path.write_bytes(b"not a checkpoint")
+
+            def work(*, checkpoint, **_):
+                if checkpoint.path.exists():
+                    raise BadFile("broken")
+                return "done"
+
+            assert running.run(node, work, {}, 60.0) == "done"
+        finally:
+            folder_paths.set_user_directory(before)
