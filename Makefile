@@ -3,6 +3,8 @@
 PYTHON ?= python3.11
 VENV ?= .venv
 TORCH ?= torch==2.13.0
+PROMPT ?= a green cube
+PRESET ?= draft
 
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
@@ -18,8 +20,8 @@ lint: $(READY)
 	$(BIN)/mypy
 
 demo: $(READY)
-	$(BIN)/dreamflow image "a red and blue striped duck, seen from the front, on a white background" --out demo-out
-	@echo "the pictures are in demo-out"
+	$(BIN)/dreamflow generate "$(PROMPT)" --preset $(PRESET) --out demo-out
+	@echo "the mesh is demo-out/mesh.glb; demo-out/turntable.gif shows it from all around"
 
 $(READY): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
