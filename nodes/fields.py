@@ -13,6 +13,8 @@ from comfy_api.latest import io
 from .sockets import NeRF
 
 SUFFIX = ".nerf.safetensors"
+PATTERN = "*nerf.safetensors"
+"""Also those of the `dreamflow` command."""
 
 
 class DreamFlowSaveNeRF(io.ComfyNode):
@@ -48,7 +50,7 @@ class DreamFlowLoadNeRF(io.ComfyNode):
             node_id="DreamFlowLoadNeRF",
             display_name="Load NeRF",
             category="DreamFlow/loaders",
-            description=f"Reads a radiance field (*{SUFFIX}) from the input or the output folder.",
+            description=f"Reads a radiance field ({PATTERN}) from the input or the output folder.",
             inputs=[io.Combo.Input("file", options=_files(), tooltip="What Save NeRF wrote.")],
             outputs=[NeRF.Output(display_name="NERF")],
         )
@@ -80,5 +82,5 @@ def _files() -> list[str]:
     return [
         path.relative_to(folder).as_posix() + mark
         for mark, folder in folders.items()
-        for path in sorted(folder.rglob(f"*{SUFFIX}"))
+        for path in sorted(folder.rglob(PATTERN))
     ]

@@ -45,7 +45,7 @@ class DreamFlowScheduler(io.ComfyNode):
                     + "), or your own.",
                 ),
                 io.Int.Input(
-                    "levels", default=ScheduleSettings.levels, min=1, max=100000, tooltip="How many noise levels."
+                    "levels", default=ScheduleSettings.levels, min=1, max=10000, tooltip="How many noise levels."
                 ),
                 io.Combo.Input(
                     "spacing",

@@ -509,3 +509,7 @@ def test_a_killed_server_resumes_after_its_restart(server: Server, client: Comfy
     with pytest.raises(Failed, match="interrupted"):
         client.run(job, on_message=rest)
     assert 1 < min(rest.seen) <= max(first.seen) + 1
+    # A stage that had ended before is not run once more for those that follow it.
+    finished = Steps(lambda step: False, client.interrupt)
+    client.run(stage(levels=12, seed=5), on_message=finished)
+    assert finished.seen == []
