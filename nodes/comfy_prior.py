@@ -94,7 +94,7 @@ class LatentPrior:
         guider = Guider(self.model)
         guider.inner_set_conds({name: controls.own(entries) for name, entries in self.conditionings()})
         latents = torch.zeros(self.views, *self.shape)
-        with torch.no_grad():
+        with torch.inference_mode():
             guider.sample(latents, latents, session, torch.tensor([1.0, 0.0]), disable_pbar=True, seed=self.seed)
         return session.result
 

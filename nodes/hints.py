@@ -119,6 +119,7 @@ class Controls:
         self._copies: dict[Any, Any] = {None: None}
         self._hinted: dict[Any, str] = {}
         self._shown: Cameras | None = None
+        self._rows: Tensor | None = None
         self._hints: dict[str, Tensor] = {}
 
     def own(self, conditioning: Conditioning) -> Conditioning:
@@ -139,7 +140,11 @@ class Controls:
             with torch.no_grad():
                 view = look(cameras, size)
                 self._hints = {kind: HINT_KINDS[kind](view, cameras) for kind in set(self._hinted.values())}
-            self._shown = cameras
+            self._shown, self._rows = cameras, None
+        if self._rows is not None and torch.equal(self._rows, rows):
+            # The ControlNets still have these, resized and encoded.
+            return
+        self._rows = rows
         for control, kind in self._hinted.items():
             control.cond_hint_original, control.cond_hint = self._hints[kind][rows], None
 

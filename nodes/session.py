@@ -75,7 +75,11 @@ class Guider(comfy.samplers.CFGGuider):
 
 
 class ComfySession(comfy.samplers.Sampler):
-    """A loaded model: a `dreamflow_core` Session, and the sampler that its body runs in."""
+    """A loaded model: a `dreamflow_core` Session, and the sampler that its body runs in.
+
+    The body runs outside inference mode. What ComfyUI does for a KSampler too runs inside it, as there: weights
+    and what ControlNets keep are inference tensors, which nothing can change in place outside.
+    """
 
     def __init__(self, prior: LatentPrior, controls: Controls, look: Look | None, body: Callable[[Session], T]):
         self._prior, self._controls, self._look, self._body = prior, controls, look, body
@@ -104,15 +108,15 @@ class ComfySession(comfy.samplers.Sampler):
         encode = partial(checkpoint, self._encode, use_reentrant=False) if self._short_of_memory else self._encode
         return torch.cat([encode(image[None]) for image in images.to(vae.device)]).to(self.device)
 
-    @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         if self._prior.vae is None:
             return _approximate_colours(latents, self._guider.inner_model.latent_format)
-        in_use = mm.loaded_models(only_currently_used=True)
-        images = self._prior.vae.decode(self._guider.inner_model.process_latent_out(latents))
-        # Decoding may have pushed the model out of the GPU.
-        mm.load_models_gpu(in_use)
-        return images.movedim(-1, 1).clamp(0, 1).float()
+        with torch.inference_mode():
+            in_use = mm.loaded_models(only_currently_used=True)
+            images = self._prior.vae.decode(self._guider.inner_model.process_latent_out(latents))
+            # Decoding may have pushed the model out of the GPU.
+            mm.load_models_gpu(in_use)
+        return images.clone().movedim(-1, 1).clamp(0, 1).float()
 
     def denoise(self, z_t: Tensor, sigma: float, views: Cameras | None, *, guided: bool) -> Tensor:
         """See `Session.denoise`; gradients do not pass through ControlNets."""
@@ -159,14 +163,16 @@ class ComfySession(comfy.samplers.Sampler):
         self._controls.show(self._look, views, rows, self._prior.size)
         self._rewind(guider.conds)
         if not torch.is_grad_enabled():
-            return guider(x, sigma, model_options=options, seed=self._prior.seed)
+            with torch.inference_mode():
+                estimate = guider(x, sigma, model_options=options, seed=self._prior.seed)
+            return estimate.clone()
         # Copies on other GPUs know nothing of phi, and fast attention kernels have no backward pass.
         options.pop("multigpu_clones", None)
         transformer["optimized_attention_override"] = _differentiable_attention
         with training_kernels():
             return guider(x, sigma, model_options=options, seed=self._prior.seed)
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def _pair(self, entries: Entries) -> dict[str, list[dict]]:
         """The named entries of both conditionings, processed together as a KSampler would."""
         if entries not in self._pairs:
@@ -204,10 +210,11 @@ class ComfySession(comfy.samplers.Sampler):
         encoder = sum(_ENCODER_BACKWARD * vae.memory_used_encode(shape, vae.vae_dtype) for vae in vaes)
         views = len(self._noise)
         forward = guider.inner_model.memory_required([2 * views, *self._noise.shape[1:]])
-        mm.load_models_gpu(
-            [guider.model_patcher, *(vae.patcher for vae in vaes), *guider.loaded_models],
-            memory_required=2 * forward + encoder,
-        )
+        with torch.inference_mode():
+            mm.load_models_gpu(
+                [guider.model_patcher, *(vae.patcher for vae in vaes), *guider.loaded_models],
+                memory_required=2 * forward + encoder,
+            )
         kept = views * encoder + _KEPT_FOR_BACKWARD * forward / 2
         self._short_of_memory = kept > mm.get_free_memory(self.device)
         patcher = guider.inner_model.current_patcher

@@ -57,6 +57,33 @@ def check_a_hint_is_that_of_the_very_view():
                 close(found[[row]], step(model, *fixed, 7.5, count=4, rows=[row]), 1e-5)
 
 
+def check_a_hint_of_a_control_net_that_takes_latents():
+    """One for a flow model: it encodes the hint by its own VAE and copies layers of the model as a run starts."""
+    model, control, (positive, negative) = tiny.model("sd3"), tiny.control_net("sd3"), tiny.texts("sd3")
+    vae = tiny.vae(channels=16)
+    texts = apply_control(positive, negative, control, "depth", 0.7, 0.0, 1.0, vae)
+    made = prior(model, *texts, vae=vae, views=4)
+    z_t = noised(model, count=4)
+
+    def body(session) -> torch.Tensor:
+        found = session.denoise(z_t, SIGMA, VIEWS, guided=True)
+        with torch.enable_grad():
+            x = z_t.clone().requires_grad_(True)
+            session.denoise(x, SIGMA, VIEWS, guided=False).sum().backward()
+        assert torch.isfinite(x.grad).all()
+        return found
+
+    found = made.run(body, sphere)
+    hints = HINT_KINDS["depth"](sphere(VIEWS, SIZE), VIEWS)
+    native = made.levels.native(SIGMA)
+    for row in range(4):
+        picture = hints[row].movedim(0, -1)[None]
+        fixed = ControlNetApplyAdvanced().apply_controlnet(positive, negative, control, picture, 0.7, 0.0, 1.0, vae)
+        close(found[[row]], step(model, *fixed, 7.5, native, count=4, rows=[row]), 1e-5)
+    plain = step(model, positive, negative, 7.5, native, count=4, rows=[0])
+    assert (found[[0]] - plain).norm() > 1e-2 * plain.norm()
+
+
 def check_hints_are_what_control_nets_expect():
     view = sphere(VIEWS, SIZE)
     depth, normal, edges, mask = (HINT_KINDS[kind](view, VIEWS) for kind in ("depth", "normal", "edges", "mask"))

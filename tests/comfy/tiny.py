@@ -15,6 +15,7 @@ import comfy.supported_models as supported
 import comfy.utils
 import torch
 from comfy.cldm.cldm import ControlNet
+from comfy.cldm.dit_embedder import ControlNetEmbedder
 from comfy.ldm.flux.model import Flux
 from comfy.ldm.models.autoencoder import AutoencoderKL
 from comfy.ldm.modules.diffusionmodules.mmdit import MMDiT
@@ -136,17 +137,21 @@ def pixel_vae():
     return comfy.sd.VAE(sd={"pixel_space_vae": torch.tensor(1.0)})
 
 
-def control_net():
-    """A CONTROL_NET for the "sd1" model."""
-    heads, marks = _FAMILIES["sd1"]
-    sizes = {**_UNET, **marks, **heads, "hint_channels": 3}
-    del sizes["out_channels"], sizes["transformer_depth_output"]
-    network = _randomised(
-        ControlNet(**sizes, dtype=torch.float32, device="cpu", operations=comfy.ops.disable_weight_init)
-    )
+def control_net(family: str = "sd1"):
+    """A CONTROL_NET for the "sd1" model, or one of SD 3.5's kind, which takes latents, for "sd3"."""
+    common = {"dtype": torch.float32, "device": "cpu", "operations": comfy.ops.disable_weight_init}
+    if family == "sd3":
+        sizes = {"img_size": None, "patch_size": 2, "in_chans": 16, "num_layers": 1, "main_model_double": 2}
+        heads = {"double_y_emb": False, "attention_head_dim": 64, "num_attention_heads": 2, "adm_in_channels": 2048}
+        network = ControlNetEmbedder(**sizes, **heads, **common)
+    else:
+        heads, marks = _FAMILIES[family]
+        sizes = {**_UNET, **marks, **heads, "hint_channels": 3}
+        del sizes["out_channels"], sizes["transformer_depth_output"]
+        network = ControlNet(**sizes, **common)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "control.safetensors"
-        comfy.utils.save_torch_file(network.state_dict(), str(path))
+        comfy.utils.save_torch_file(_randomised(network).state_dict(), str(path))
         return comfy.controlnet.load_controlnet(str(path))
 
 
