@@ -174,6 +174,26 @@ def generate_arguments(out: Path) -> list[str]:
     return list(map(str, arguments))
 
 
+def test_generate_with_a_model_and_a_lora_for_each_stage(tmp_path: Path):
+    """Diffusers models; a LoRA given to one stage is that stage's alone."""
+    from test_diffusers_prior import make_lora, make_pipeline
+
+    make_pipeline("sd1").save_pretrained(tmp_path / "model")
+    make_lora(tmp_path / "lora.safetensors", "peft")
+    lora = f"{tmp_path / 'lora.safetensors'}:0.5"
+    out = tmp_path / "out"
+    arguments = [*generate_arguments(out), "--model", tmp_path / "model", "--nerf-lora", lora]
+    for name in ("nerf", "tune", "refine"):
+        arguments += [f"--{name}-levels", 1, f"--{name}-views", 1]
+    arguments[arguments.index("--refiner") + 1] = tmp_path / "model"
+    run(*arguments)
+    record = json.loads((out / "run.json").read_text())
+    loras = {name: model["loras"] for name, model in record["models"].items()}
+    assert loras == {"nerf": [lora], "tune": [], "refine": []}
+    made = load_mesh(out / "mesh.glb")
+    assert made.texture is not None and made.unlit
+
+
 @pytest.mark.slow
 def test_killed_in_each_stage_and_resumed(tmp_path: Path):
     """SIGKILL in each stage; the mesh that --resume ends with is that of an uninterrupted run, byte for byte."""
