@@ -7,9 +7,12 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import comfy.model_management
 import torch
 from comfy_api.latest import Types, io
 from torch import Tensor
+
+from ..dreamflow_core.prior import Look
 
 if TYPE_CHECKING:
     from ..dreamflow_core.mesh.mesh import Mesh
@@ -69,6 +72,15 @@ def _from_comfy(mesh: Any) -> Mesh:
         colours=None if colours is None else to_display(colours),
         unlit=mesh.unlit,
     )
+
+
+def look(mesh: Mesh) -> Look:
+    """What cameras see of a mesh, moved to where they see it."""
+    from ..dreamflow_core.mesh.prepare import framed
+    from ..dreamflow_core.scenes.mesh import look_at
+
+    placed, _ = framed(mesh)
+    return look_at(placed, comfy.model_management.get_torch_device())
 
 
 def to_comfy(mesh: Mesh) -> Any:

@@ -6,7 +6,6 @@ import math
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-import comfy.model_management
 import torch
 from comfy_api.latest import io
 from torch import Tensor
@@ -97,7 +96,8 @@ class DreamFlowTurntable(io.ComfyNode):
 
     @classmethod
     def execute(cls, scene: Any, views: int, size: int, background: str, **camera: float) -> io.NodeOutput:
-        return _pictures(_look(scene), orbit(views, **_camera(camera)), size, background)
+        look = scene.view if hasattr(scene, "view") else meshes.look(meshes.read(scene))
+        return _pictures(look, orbit(views, **_camera(camera)), size, background)
 
 
 def _frame_inputs() -> list[io.Input]:
@@ -118,17 +118,6 @@ def _camera_inputs() -> list[io.Input]:
 def _camera(given: dict[str, float]) -> dict[str, float]:
     """What `orbit` needs besides a count, with defaults for what is not given."""
     return {name: given.get(name, getattr(TurntableSettings, name)) for name in ("elevation", "radius", "fov")}
-
-
-def _look(scene: Any) -> Look:
-    """What cameras see of a NERF, a MESH or a 3D file; a mesh is moved to where they see it."""
-    if hasattr(scene, "view"):
-        return scene.view
-    from ..dreamflow_core.mesh.prepare import framed
-    from ..dreamflow_core.scenes.mesh import look_at
-
-    mesh, _ = framed(meshes.read(scene))
-    return look_at(mesh, comfy.model_management.get_torch_device())
 
 
 def _pictures(look: Look, cameras: Cameras, size: int, background: str) -> io.NodeOutput:

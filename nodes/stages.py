@@ -172,8 +172,6 @@ class DreamFlowMeshTune(io.ComfyNode):
         guidance: GuidanceSettings | None = None,
         **others: Any,
     ) -> io.NodeOutput:
-        from ..dreamflow_core.scenes.mesh import look_at
-
         flow, scene = _split(others)
         settings = MeshSettings(size=resolution, **scene)
         stage = MeshStage(scene=settings, texture_size=texture_size or None, **_how(cameras, guidance))
@@ -183,7 +181,7 @@ class DreamFlowMeshTune(io.ComfyNode):
             work = partial(optimise_mesh, prior, schedule, given, stage, seed=seed)
             made = run(cls, work, asdict(stage), save_every)
             result = meshes.changed(mesh, given, made, moved="vertices" in settings.rates())
-            return io.NodeOutput(result, _preview(look_at(made), resolution, stage.views))
+            return io.NodeOutput(result, _preview(meshes.look(made), resolution, stage.views))
 
 
 class DreamFlowMeshRefine(DreamFlowMeshTune):

@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from types import SimpleNamespace
 
 import folder_paths
 import numpy as np
+import tiny
 import torch
-from comfy_api.latest import Types
+from comfy_api.latest import Types, io
 from comfy_execution.graph import DynamicPrompt
 from comfy_extras.nodes_gaussian_splat import _lookat_camera_info
 from comfy_extras.nodes_save_3d import MeshToFile3D
@@ -19,10 +21,14 @@ from helpers import close, same
 from pack.dreamflow_core.cameras import orbit, view_name
 from pack.dreamflow_core.mesh.mesh import BadMesh, Mesh
 from pack.dreamflow_core.state import BadFile
+from pack.dreamflow_core.views import ViewRange
 from pack.nodes import meshes, running
 from pack.nodes.conditioning import entries_for, tag_view
+from pack.nodes.control import DreamFlowControlNet
 from pack.nodes.prompts import VIEWS
 from pack.nodes.render import from_viewer
+from pack.nodes.scheduler import DreamFlowScheduler
+from pack.nodes.stages import DreamFlowMeshRefine, DreamFlowMeshTune
 
 
 def check_each_view_has_the_one_wording_that_cameras_name():
@@ -169,22 +175,73 @@ def check_the_newest_checkpoints_are_kept():
     assert kept == set(range(running.CHECKPOINTS_KEPT))
 
 
-def check_a_stage_with_a_useless_checkpoint_starts_anew():
+@contextmanager
+def own_user_folder() -> Iterator[None]:
+    """Checkpoints go to a folder of their own."""
     before = folder_paths.get_user_directory()
     with tempfile.TemporaryDirectory() as folder:
         folder_paths.set_user_directory(folder)
         try:
-            graph = DynamicPrompt({"1": {"class_type": "Stage", "inputs": {}}})
-            node = SimpleNamespace(hidden=SimpleNamespace(dynprompt=graph, unique_id="1"))
-            path = running.checkpoint_folder() / f"{running.job_key(graph, '1')}.safetensors"
-            path.parent.mkdir(parents=True)
-            path.write_bytes(b"not a checkpoint")
-
-            def work(*, checkpoint, **_):
-                if checkpoint.path.exists():
-                    raise BadFile("broken")
-                return "done"
-
-            assert running.run(node, work, {}, 60.0) == "done"
+            yield
         finally:
             folder_paths.set_user_directory(before)
+
+
+def in_a_graph(node):
+    """The class of a node as ComfyUI calls it, alone in its graph."""
+    graph = DynamicPrompt({"1": {"class_type": node.__name__, "inputs": {}}})
+    return node.PREPARE_CLASS_CLONE({"hidden_inputs": {io.Hidden.dynprompt: graph, io.Hidden.unique_id: "1"}})
+
+
+def check_a_stage_with_a_useless_checkpoint_starts_anew():
+    with own_user_folder():
+        node = in_a_graph(DreamFlowMeshTune)
+        path = running.checkpoint_folder() / f"{running.job_key(node.hidden.dynprompt, '1')}.safetensors"
+        path.parent.mkdir(parents=True)
+        path.write_bytes(b"not a checkpoint")
+
+        def work(*, checkpoint, **_):
+            if checkpoint.path.exists():
+                raise BadFile("broken")
+            return "done"
+
+        assert running.run(node, work, {}, 60.0) == "done"
+
+
+def check_any_mesh_is_refined_with_a_depth_control_net():
+    """The third workflow with tiny models: a bare cube from a file, far from the origin."""
+    corners = np.stack(np.meshgrid([0, 1], [0, 1], [0, 1], indexing="ij"), -1).reshape(-1, 3)
+    quads = [[0, 1, 3, 2], [4, 6, 7, 5], [0, 4, 5, 1], [2, 3, 7, 6], [0, 2, 6, 4], [1, 5, 7, 3]]
+    faces = np.array([[q[0], q[i], q[i + 1]] for q in quads for i in (1, 2)])
+    (file,) = MeshToFile3D.execute(meshes.to_comfy(Mesh(corners * 20.0 + 100, faces))).args
+    model = tiny.model("sd1")
+    texts = DreamFlowControlNet.execute(
+        tiny.text(1), tiny.text(2), tiny.control_net(), "depth", 0.8, start_percent=0.0, end_percent=1.0
+    ).args
+    (sigmas,) = DreamFlowScheduler.execute(model, {"range": "own", "start": 0.8, "end": 0.2}, 2).args
+    with own_user_folder():
+        made, preview = (
+            in_a_graph(DreamFlowMeshRefine)
+            .execute(
+                model=model,
+                positive=texts[0],
+                negative=texts[1],
+                vae=tiny.vae(),
+                sigmas=sigmas,
+                seed=1,
+                cfg=2.0,
+                iterations=1,
+                mesh=file,
+                optimise="texture",
+                resolution=64,
+                texture_size=64,
+                cameras=ViewRange(views=1),
+            )
+            .args
+        )
+    assert made.texture.shape == (1, 64, 64, 3) and made.uvs.shape[1] == made.vertices.shape[1]
+    close(made.vertices[0].amin(0), torch.full((3,), 100.0), 1e-5)
+    close(made.vertices[0].amax(0), torch.full((3,), 120.0), 1e-5)
+    # It was grey; the model painted it.
+    assert made.texture.std() > 1e-3
+    assert preview.shape[1:] == (64, 64, 3) and not preview.is_inference()
