@@ -26,6 +26,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _complain(str(error), BAD_INPUT)
     except Cancelled as stopped:
         return _complain(f"{stopped}; the same command with --resume continues", INTERRUPTED)
+    except KeyboardInterrupt:
+        return _complain("stopped; a saved state, if there is one yet, is continued by --resume", INTERRUPTED)
     return 0
 
 
