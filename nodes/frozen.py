@@ -159,10 +159,22 @@ class _Routed:
 
 
 def _blocks(root: nn.Module) -> list[nn.Module]:
-    """The innermost members of the network's lists of modules."""
-    lists = [m for m in root.modules() if isinstance(m, nn.ModuleList) or type(m) in nn.Sequential.__subclasses__()]
-    members = {child for module in lists for child in module.children() if child not in lists and any(child.children())}
+    """The innermost members of the network's lists of modules that have parts."""
+    members = {
+        child
+        for module in root.modules()
+        if _is_list(module)
+        for child in module.children()
+        if any(child.children()) and not _is_list(child)
+    }
     return [block for block in members if members.isdisjoint(list(block.modules())[1:])]
+
+
+def _is_list(module: nn.Module) -> bool:
+    """Sequences of a class of their own (a UNet's) call their members one by one, as lists do."""
+    return isinstance(module, nn.ModuleList) or (
+        isinstance(module, nn.Sequential) and type(module) is not nn.Sequential
+    )
 
 
 def _recomputed(forward: Callable, remember: Callable[[], Restore], *args: Any, **kwargs: Any) -> Any:

@@ -105,7 +105,8 @@ class ComfySession(comfy.samplers.Sampler):
 
     def encode(self, images: Tensor) -> Tensor:
         vae = self._prior.vae
-        encode = partial(checkpoint, self._encode, use_reentrant=False) if self._short_of_memory else self._encode
+        again = partial(checkpoint, self._encode, use_reentrant=False, preserve_rng_state=False)
+        encode = again if self._short_of_memory else self._encode
         return torch.cat([encode(image[None]) for image in images.to(vae.device)]).to(self.device)
 
     def decode(self, latents: Tensor) -> Tensor:

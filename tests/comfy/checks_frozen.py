@@ -68,6 +68,21 @@ def check_gradients_of_every_kind_of_layer():
         assert "forward" not in vars(frozen), name
 
 
+def check_weights_are_constants_whatever_they_ask_for():
+    """Loaders leave requires_grad on VAEs and ControlNets; without an input to differentiate there is no graph."""
+    layers = nn.Sequential(made(lambda: OPS.Linear(6, 6)), made(lambda: OPS.Linear(6, 6)))
+    layers.scale = nn.Parameter(torch.ones(6))
+    before = layers.scale
+    assert all(weight.requires_grad and weight.is_inference() for weight in layers.parameters())
+    with torch.inference_mode(False), torch.enable_grad():
+        with frozen_autograd(layers):
+            assert not layers(torch.ones(2, 6)).requires_grad
+            x = torch.ones(2, 6, requires_grad=True)
+            (layers(x) * layers.scale).sum().backward()
+        assert x.grad is not None and all(weight.grad is None for weight in layers.parameters())
+    assert layers.scale is before
+
+
 def check_layers_without_a_rule_say_so():
     layer = made(lambda: OPS.ConvTranspose2d(4, 4, 3))
     with torch.inference_mode(False), torch.enable_grad(), frozen_autograd(layer):
