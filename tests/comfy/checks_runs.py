@@ -48,11 +48,11 @@ def check_phi_learns_where_half_precision_is_computed_with():
         model.set_model_compute_dtype(dtype)
         seen = []
         optimise_image(
-            prior(model, *tiny.texts("sd1"), cfg=1.0), levels=(1.0, 0.98), iterations=20, on_progress=seen.append
+            prior(model, *tiny.texts("sd1"), cfg=1.0), levels=(1.0, 0.98), iterations=12, on_progress=seen.append
         )
         fallen[dtype] = seen[-1].losses["phi"] / seen[0].losses["phi"]
     assert all(abs(share / fallen[torch.float32] - 1) < 0.1 for share in fallen.values()), fallen
-    assert fallen[torch.float32] < 0.9
+    assert fallen[torch.float32] < 0.95, fallen
 
 
 def check_a_cancelled_run_goes_on_where_it_was():

@@ -38,11 +38,13 @@ def main() -> None:
     tiny.register()
     for file in sorted(HERE.glob("checks_*.py")):
         module = importlib.import_module(file.stem)
-        for name in [name for name in vars(module) if name.startswith("check_") and (not wanted or name in wanted)]:
+        for name, check in list(vars(module).items()):
+            if not name.startswith("check_") or check.__module__ != file.stem or (wanted and name not in wanted):
+                continue
             error = None
             try:
                 with torch.inference_mode():
-                    getattr(module, name)()
+                    check()
             except BaseException:
                 error = traceback.format_exc()
             print(json.dumps({"check": name, "error": error}), flush=True)
