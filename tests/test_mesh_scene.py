@@ -109,7 +109,7 @@ def test_a_sphere_becomes_a_shape_without_crumpling(shape, look):
         target = 0.5 + 0.5 * torch.einsum("bij,bjhw->bihw", torch.stack(cameras.axes(), 1), surface.normal)
     else:
         target = 0.8 * surface.shade()
-    settings = MeshSettings(optimise="geometry", geometry_look=look, size=48)
+    settings = MeshSettings(optimise="geometry", geometry_look=look, size=48, geometry_rate=0.05)
     scene = MeshScene(sphere(3, 0.5), settings, seed=0)
     assert overlap(scene.view(cameras[32:], 48).alpha, surface.alpha[32:]) < 0.8
     fit(scene, (surface.alpha * target)[:32], surface.alpha[:32], cameras[:32], 80)
@@ -123,7 +123,7 @@ def test_bending_flattens():
     """Under noisy pictures the loss keeps the surface smoother."""
     angles = []
     for weight in (0.0, 1.0):
-        settings = MeshSettings(optimise="geometry", geometry_look="colour", size=32, bending=weight, smoothing=2.0)
+        settings = MeshSettings("geometry", "colour", size=32, geometry_rate=0.05, bending=weight, smoothing=2.0)
         scene = MeshScene(sphere(3, 0.7), settings, seed=0)
         generator = torch.Generator().manual_seed(0)
         for _ in range(15):
@@ -256,7 +256,7 @@ def test_alpha_is_open_through_a_torus_and_shows_each_views_own_background():
 def test_uv_seams_do_not_look_like_boundaries():
     """An unwrapped mesh and the same without UVs have the same outline, and stay closed when they move."""
     whole = sphere(3, 0.75)
-    settings = MeshSettings(optimise="geometry", size=32)
+    settings = MeshSettings(optimise="geometry", size=32, geometry_rate=0.05)
     plain, split = MeshScene(whole, settings, seed=0), MeshScene(painted(whole), settings, seed=0)
     assert len(split.fixed_vertices) == len(whole.vertices) < len(split.mesh().vertices)
     torch.testing.assert_close(split.view(VIEWS, 32).alpha, plain.view(VIEWS, 32).alpha)

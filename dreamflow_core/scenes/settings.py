@@ -104,8 +104,9 @@ class MeshSettings:
             baked into the colours, only outlines and the paint's place tell of the shape then.
         size: side of the images handed to the prior, in pixels.
         texture_rate: Adam's learning rate for texels, in colour from 0 to 1.
-        geometry_rate: Adam's learning rate for the vertices' parameters, in scene units. Most of a step is
-            smoothed away: 0.05 moves vertices by about 0.01 an iteration.
+        geometry_rate: Adam's learning rate for the vertices' parameters, in scene units; details take
+            smaller steps, as they are smoothed. phi has to follow: where it lags behind the shape, the flow
+            takes the shape's last move for a want of more, and the mesh swells without end.
         final_rate: share of the learning rates that is left at the end; they fall exponentially.
         smoothing: lambda of the vertices' preconditioning (`mesh.precondition`): a step moves
             neighbourhoods about sqrt(lambda) edges wide. Finer meshes and noisier priors want more; too
@@ -121,7 +122,7 @@ class MeshSettings:
     geometry_look: str = "normal"
     size: int = 64
     texture_rate: float = 0.02
-    geometry_rate: float = 0.05
+    geometry_rate: float = 0.01
     final_rate: float = 0.2
     smoothing: float = 10.0
     bending: float = 0.0
