@@ -7,7 +7,6 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from .guidance import PhiSettings
 from .pipeline import (
     ExtractSettings,
     MeshStage,
@@ -55,14 +54,12 @@ class Plan:
 
 def _plan(nerf: tuple[int, int], tune: tuple[int, int], refine: tuple[int, int], extract: ExtractSettings) -> Plan:
     """A plan by the (levels, iterations per level) of its stages."""
-    # phi has few iterations to learn a mesh that is good from the start.
-    phi = PhiSettings(learning_rate=5e-3)
     return Plan(
         # The bundled model's timesteps are even in ln(sigma); above 0.75 of them it sees nothing but noise.
         nerf=Planned(ScheduleSettings(0.75, 0.35, *nerf), NeRFStage()),
         extract=extract,
-        tune=Planned(ScheduleSettings(0.5, 0.25, *tune), MeshStage(scene=MeshSettings("both"), phi=phi)),
-        refine=Planned(ScheduleSettings(0.3, 0.0, *refine), MeshStage(texture_size=2 * extract.texture_size, phi=phi)),
+        tune=Planned(ScheduleSettings(0.5, 0.25, *tune), MeshStage(scene=MeshSettings("both"))),
+        refine=Planned(ScheduleSettings(0.3, 0.0, *refine), MeshStage(texture_size=2 * extract.texture_size)),
     )
 
 

@@ -204,6 +204,8 @@ class MeshStage(Stage):
     """
 
     scene: MeshSettings = field(default_factory=MeshSettings)
+    # phi has few iterations to learn a mesh that is good from the start.
+    phi: PhiSettings = field(default_factory=lambda: PhiSettings(learning_rate=5e-3))
     texture_size: int | None = None
 
 

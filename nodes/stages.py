@@ -249,9 +249,9 @@ def _split(inputs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _how(cameras: ViewRange | None, guidance: GuidanceSettings | None) -> dict[str, Any]:
-    """The settings that all stages share."""
-    guidance = guidance or GuidanceSettings()
-    return {"views": cameras or ViewRange(), "method": guidance.method, "phi": guidance.phi}
+    """The settings that all stages share; what is not connected keeps the stage's own default."""
+    how = {} if guidance is None else {"method": guidance.method, "phi": guidance.phi}
+    return how if cameras is None else {**how, "views": cameras}
 
 
 def _prior(
