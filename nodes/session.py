@@ -120,7 +120,13 @@ class ComfySession(comfy.samplers.Sampler):
         return images.clone().movedim(-1, 1).clamp(0, 1).float()
 
     def denoise(self, z_t: Tensor, sigma: float, views: Cameras | None, *, guided: bool) -> Tensor:
-        """See `Session.denoise`; gradients do not pass through ControlNets."""
+        """See `Session.denoise`; gradients do not pass through ControlNets.
+
+        Raises:
+            ValueError: the latents have another shape than the prior's, for which areas and sizes were set.
+        """
+        if z_t.shape[1:] != self._noise.shape[1:]:
+            raise ValueError(f"latents of shape {tuple(z_t.shape[1:])} in a session for {tuple(self._noise.shape[1:])}")
         level = self._prior.levels.native(sigma)
         x = z_t * self._prior.levels.signal(level)
         groups = self._groups(views, len(z_t))

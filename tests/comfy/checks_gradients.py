@@ -6,12 +6,14 @@ from contextlib import contextmanager, nullcontext
 
 import comfy.hooks
 import comfy.model_management
+import comfy.model_patcher
 import comfy.ops
 import comfy.quant_ops
+import comfy.sd
 import comfy.utils
 import tiny
 import torch
-from helpers import SIGMA, cameras, close, noise, noised, prior, same
+from helpers import SIGMA, cameras, close, noise, noised, prior, same, step
 from pack.dreamflow_core.lora import LoRA
 from pack.nodes import session as sessions
 from pack.nodes.conditioning import tag_view
@@ -50,6 +52,35 @@ def check_phi_gradients_with_weights_patched_on_the_fly():
     found = _phi_gradient("sd1", model=model)
     assert any(getattr(layer, "weight_function", None) for layer in model.model.modules())
     close(found, _phi_gradient("sd1", model=halved), 1e-5)
+
+
+def check_offloaded_weights():
+    """As on a GPU too small for the model: ComfyUI casts each layer's weights, and adds LoRAs, as they are used."""
+    texts = tiny.texts("sd1")
+    images = torch.rand(2, 3, 64, 64)
+
+    def results(encoder, expect_offloaded: bool) -> tuple[torch.Tensor, ...]:
+        model, _ = comfy.sd.load_lora_for_models(tiny.model("sd1"), None, tiny.lora(), 0.8, 0)
+        estimate = prior(model, *texts).run(lambda s: s.denoise(noised(model), SIGMA, None, guided=True))
+        same(estimate, step(model, *texts, 7.5))
+        patched = [layer for layer in model.model.modules() if getattr(layer, "weight_function", None)]
+        assert bool(patched) == expect_offloaded
+        z = prior(model, *texts, vae=encoder).run(lambda session: session.encode(images))
+        return estimate, _phi_gradient("sd1", model=model), z
+
+    expected = results(tiny.vae(), False)
+    load = comfy.model_patcher.ModelPatcher.load
+
+    def load_little(patcher, device_to=None, lowvram_model_memory=0, force_patch_weights=False, full_load=False):
+        return load(patcher, device_to, lowvram_model_memory=100_000)
+
+    comfy.model_patcher.ModelPatcher.load = load_little
+    try:
+        found = results(tiny.vae(), True)
+    finally:
+        comfy.model_patcher.ModelPatcher.load = load
+    for a, b in zip(found, expected):
+        close(a, b, 1e-5)
 
 
 def check_phi_gradients_through_quantised_layers():

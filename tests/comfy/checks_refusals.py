@@ -47,6 +47,9 @@ def check_a_vae_of_another_model():
 def check_sizes_and_empty_prompts():
     _refused("multiples of 8", tiny.model("sd1"), *tiny.texts("sd1"), size=60)
     _refused("positive is empty", tiny.model("sd1"), [], tiny.text(2))
+    made = prior(tiny.model("sd1"), tiny.text(1))
+    larger = torch.zeros(1, 4, 16, 16)
+    _raises("(4, 16, 16)", lambda: made.run(lambda s: s.denoise(larger, 1.0, None, guided=True)))
 
 
 def check_views_without_a_prompt():
