@@ -181,7 +181,8 @@ class Stage:
 
     views: ViewRange = field(default_factory=ViewRange)
     method: str = "apfo"
-    phi: PhiSettings = field(default_factory=PhiSettings)
+    # There are few iterations to learn in, and what phi has not learned blurs fields and swells meshes.
+    phi: PhiSettings = field(default_factory=lambda: PhiSettings(learning_rate=5e-3))
 
     def __post_init__(self) -> None:
         _check_method(self.method)
@@ -204,8 +205,6 @@ class MeshStage(Stage):
     """
 
     scene: MeshSettings = field(default_factory=MeshSettings)
-    # phi has few iterations to learn a mesh that is good from the start.
-    phi: PhiSettings = field(default_factory=lambda: PhiSettings(learning_rate=5e-3))
     texture_size: int | None = None
 
 

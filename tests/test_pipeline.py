@@ -14,6 +14,8 @@ from truth_prior import TruthPrior
 from dreamflow_core.apfo import Cancelled, Checkpoint
 from dreamflow_core.cameras import orbit
 from dreamflow_core.demo import truth
+from dreamflow_core.demo.judge import colour_shares
+from dreamflow_core.demo.model import MODELS, load_model
 from dreamflow_core.generate import PRESETS, Plan, Planned, generate
 from dreamflow_core.mesh import topology
 from dreamflow_core.mesh.mesh import BadMesh, Mesh
@@ -29,6 +31,7 @@ from dreamflow_core.pipeline import (
     optimise_nerf,
     turntable,
 )
+from dreamflow_core.priors.demo import DemoPrior
 from dreamflow_core.render.hashgrid import HashGridSettings
 from dreamflow_core.scenes.mesh import look_at
 from dreamflow_core.scenes.nerf import NeRFScene, load_field, save_field
@@ -275,3 +278,16 @@ def test_presets_do_more_and_more():
         for plan in PRESETS.values()
     ]
     assert work == sorted(set(work))
+
+
+@pytest.mark.slow
+def test_a_prompt_becomes_its_object():
+    """The demo model, a draft with half of the work: a red sphere, in outline and colour."""
+    draft = PRESETS["draft"]
+    shorter = replace(draft.nerf, schedule=replace(draft.nerf.schedule, iterations=2))
+    prior = DemoPrior(load_model(MODELS["demo"]), "a red sphere")
+    made = look_at(generate(replace(draft, nerf=shorter), {"nerf": prior, "tune": prior}, seed=0))(HELD_OUT, 48)
+    solid, true = made.alpha > 0.5, truth.trace("sphere", HELD_OUT, 48).alpha > 0.5
+    assert (solid & true).sum() / (solid | true).sum() > 0.85
+    shares = [colour_shares(picture)["red"] for picture in made.on((1.0, 1.0, 1.0))]
+    assert min(shares) > 0.95
