@@ -56,12 +56,15 @@ def _plan(nerf: tuple[int, int], tune: tuple[int, int], refine: tuple[int, int],
     """A plan by the (levels, iterations per level) of its stages."""
     # The mesh is close already: gentle rates keep what the field found, its colours above all.
     gentle = MeshSettings("both", geometry_rate=0.005, texture_rate=0.008, final_rate=0.1)
+    paint = MeshSettings("texture", texture_rate=0.01)
     return Plan(
         # The bundled model's timesteps are even in ln(sigma); above 0.75 of them it sees nothing but noise.
         nerf=Planned(ScheduleSettings(0.75, 0.35, *nerf), NeRFStage()),
         extract=extract,
-        tune=Planned(ScheduleSettings(0.5, 0.25, *tune), MeshStage(scene=gentle)),
-        refine=Planned(ScheduleSettings(0.3, 0.0, *refine), MeshStage(texture_size=2 * extract.texture_size)),
+        tune=Planned(ScheduleSettings(0.5, 0.15, *tune), MeshStage(scene=gentle)),
+        refine=Planned(
+            ScheduleSettings(0.3, 0.0, *refine), MeshStage(scene=paint, texture_size=2 * extract.texture_size)
+        ),
     )
 
 
