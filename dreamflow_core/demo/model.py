@@ -23,7 +23,7 @@ from .vocabulary import SLOTS, Description
 SIGMA_DATA = 0.5
 _FORMAT = "dreamflow-demo"
 WEIGHTS = Path(__file__).with_name("weights")
-MODELS = {"demo": WEIGHTS / "demo-base.safetensors"}
+MODELS = {"demo": WEIGHTS / "demo-base.safetensors", "demo-refiner": WEIGHTS / "demo-refiner.safetensors"}
 """Weights of the bundled models by the name that `--model` takes."""
 
 

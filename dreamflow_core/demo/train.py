@@ -44,14 +44,14 @@ class Recipe:
     batch: int = 32
     learning_rate: float = 4e-3
     warmup: int = 100
-    decay: float = 0.75
+    decay: float = 1.0
     average: float = 0.998
     seed: int = 0
 
 
 RECIPES = {
-    "base": Recipe(BASE, views=600, steps=9000, log_sigma=(0.0, 1.4)),
-    "refiner": Recipe(REFINER, views=150, steps=2500, log_sigma=(-1.6, 1.1), batch=16),
+    "base": Recipe(BASE, views=600, steps=11500, log_sigma=(0.0, 1.4)),
+    "refiner": Recipe(REFINER, views=150, steps=2500, log_sigma=(-1.6, 1.1), batch=16, decay=0.75),
 }
 
 
