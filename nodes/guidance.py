@@ -7,6 +7,8 @@ from comfy_api.latest import io
 from ..dreamflow_core.guidance import METHODS, PHI_LEVELS, PhiSettings
 from .sockets import Guidance, GuidanceSettings
 
+_PHI = GuidanceSettings().phi
+
 
 class DreamFlowGuidance(io.ComfyNode):
     @classmethod
@@ -27,14 +29,14 @@ class DreamFlowGuidance(io.ComfyNode):
                 ),
                 io.Int.Input(
                     "phi_rank",
-                    default=PhiSettings.rank,
+                    default=_PHI.rank,
                     min=1,
                     max=1024,
                     tooltip="Rank of phi, the LoRA that learns what the scene looks like. sds has none.",
                 ),
                 io.Float.Input(
                     "phi_learning_rate",
-                    default=PhiSettings.learning_rate,
+                    default=_PHI.learning_rate,
                     min=0.0,
                     max=1.0,
                     step=1e-5,
@@ -44,7 +46,7 @@ class DreamFlowGuidance(io.ComfyNode):
                 io.Combo.Input(
                     "phi_level",
                     options=list(PHI_LEVELS),
-                    default=PhiSettings.level,
+                    default=_PHI.level,
                     advanced=True,
                     optional=True,
                     tooltip="At which noise phi learns. current: at that of the iteration, which saves an "
@@ -56,6 +58,6 @@ class DreamFlowGuidance(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, method: str, phi_rank: int, phi_learning_rate: float, phi_level: str = PhiSettings.level
+        cls, method: str, phi_rank: int, phi_learning_rate: float, phi_level: str = _PHI.level
     ) -> io.NodeOutput:
         return io.NodeOutput(GuidanceSettings(method, PhiSettings(phi_rank, phi_learning_rate, phi_level)))

@@ -22,4 +22,4 @@ class GuidanceSettings:
     """A strategy by its name in `guidance.METHODS`, and how its phi learns."""
 
     method: str = Stage.method
-    phi: PhiSettings = field(default_factory=PhiSettings)
+    phi: PhiSettings = field(default_factory=lambda: Stage().phi)

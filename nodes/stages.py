@@ -84,6 +84,7 @@ class DreamFlowNeRFOptimize(io.ComfyNode):
                 number(NeRFSettings, "distortion", 0.0, 100.0, "Weight of the loss on matter spread along a ray."),
                 number(NeRFSettings, "grid_rate", 1e-6, 10.0, "Learning rate of the hash grid."),
                 number(NeRFSettings, "head_rate", 1e-6, 10.0, "Learning rate of all else."),
+                number(NeRFSettings, "final_rate", 1e-6, 1.0, _FINAL_RATE),
                 checkpoint_input(),
                 *stage_inputs(),
                 NeRF.Input("nerf", optional=True, tooltip="A field to start from instead of a ball."),
@@ -196,6 +197,8 @@ class DreamFlowMeshRefine(DreamFlowMeshTune):
 
 _SIZE = "Side of the pictures that the model denoises, in pixels: what it was made for, or 64 for the demo model."
 
+_FINAL_RATE = "Share of the learning rates that is left at the end."
+
 
 def _mesh_schema(node_id: str, display_name: str, description: str) -> io.Schema:
     return io.Schema(
@@ -229,6 +232,7 @@ def _mesh_schema(node_id: str, display_name: str, description: str) -> io.Schema
             ),
             number(MeshSettings, "texture_rate", 1e-6, 10.0, "Learning rate of the texture."),
             number(MeshSettings, "geometry_rate", 1e-6, 10.0, "Learning rate of the shape."),
+            number(MeshSettings, "final_rate", 1e-6, 1.0, _FINAL_RATE),
             number(MeshSettings, "smoothing", 0.0, 1000.0, "How far a change of the shape spreads over its surface."),
             number(MeshSettings, "bending", 0.0, 1000.0, "Weight of the loss on sharp edges."),
             checkpoint_input(),
