@@ -3,7 +3,7 @@
 PYTHON ?= python3.11
 VENV ?= .venv
 TORCH ?= torch==2.13.0
-PROMPT ?= a green cube
+PROMPT ?= a red torus
 PRESET ?= draft
 
 BIN := $(VENV)/bin
@@ -20,7 +20,7 @@ lint: $(READY)
 	$(BIN)/mypy
 
 demo: $(READY)
-	$(BIN)/dreamflow generate "$(PROMPT)" --preset $(PRESET) --out demo-out
+	$(BIN)/dreamflow generate "$(PROMPT)" --refiner demo-refiner --preset $(PRESET) --out demo-out
 	@echo "the mesh is demo-out/mesh.glb; demo-out/turntable.gif shows it from all around"
 
 $(READY): pyproject.toml

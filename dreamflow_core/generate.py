@@ -69,9 +69,9 @@ def _plan(nerf: tuple[int, int], tune: tuple[int, int], refine: tuple[int, int],
 
 
 PRESETS = {
-    "draft": _plan((48, 5), (20, 3), (20, 2), ExtractSettings(faces=5000, texture_size=256)),
-    "standard": _plan((80, 8), (40, 5), (40, 3), ExtractSettings(faces=10000, texture_size=512)),
-    "high": _plan((160, 10), (80, 5), (80, 5), ExtractSettings(faces=30000, texture_size=1024, resolution=192)),
+    "draft": _plan((48, 8), (20, 3), (20, 2), ExtractSettings(faces=5000, texture_size=256)),
+    "standard": _plan((80, 10), (40, 5), (40, 3), ExtractSettings(faces=10000, texture_size=512)),
+    "high": _plan((160, 12), (80, 5), (80, 5), ExtractSettings(faces=30000, texture_size=1024, resolution=192)),
 }
 
 
