@@ -56,7 +56,7 @@ def _plan(nerf: tuple[int, int], tune: tuple[int, int], refine: tuple[int, int],
     """A plan by the (levels, iterations per level) of its stages."""
     # The mesh is close already: gentle rates keep what the field found, its colours above all.
     gentle = MeshSettings("both", geometry_rate=0.005, texture_rate=0.008, final_rate=0.1)
-    paint = MeshSettings("texture", texture_rate=0.01)
+    paint = MeshSettings("texture", texture_rate=0.01, colour_drift=2 / 255)
     return Plan(
         # The bundled model's timesteps are even in ln(sigma); above 0.75 of them it sees nothing but noise.
         nerf=Planned(ScheduleSettings(0.75, 0.35, *nerf), NeRFStage()),

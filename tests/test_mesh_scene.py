@@ -374,3 +374,17 @@ def test_what_cannot_be_used_is_refused():
 def test_settings_out_of_range_are_refused(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         MeshSettings(**wrong)
+
+
+def test_the_mean_colour_moves_no_further_than_it_may():
+    """Pulled towards black, a bounded texture keeps its mean and a free one does not."""
+    means = {}
+    for most in (0.02, 1.0):
+        scene = MeshScene(painted(sphere(2, 0.75, unlit=True)), MeshSettings(size=24, colour_drift=most), seed=0)
+        for _ in range(8):
+            scene.optimiser.zero_grad()
+            scene.render(VIEWS).values.square().sum().backward()
+            scene.optimiser.step()
+        means[most] = scene.theta["texture"].mean(dim=0)
+    assert torch.allclose(means[0.02], torch.full((3,), 0.48), atol=1e-3)
+    assert means[1.0].max() < 0.45

@@ -39,7 +39,8 @@ class MeshScene:
     are. Those of any other mesh, and the grey of one without colours, are shaded by a light that is fixed in
     the world. The texture and the light are multiplied as displayed (sRGB).
 
-    Texels are stored as they are and put back into [0, 1] after every step (projected descent). Logits
+    Texels are stored as they are and put back into [0, 1], and near their first mean colour if the settings
+    ask for it, after every step (projected descent). Logits
     would make texels slower the nearer they are to 0 or 1, and could not start at either. Texels between
     the charts of an atlas copy the nearest one inside (`painted_texels`).
 
@@ -89,6 +90,7 @@ class MeshScene:
         if self.settings.paints and self.fixed_texture is not None:
             surface, self._nearest = (self._tensor(index) for index in painted_texels(mesh))
             self.theta["texture"] = self.fixed_texture.view(-1, 3)[surface]
+            self._first_colour = self.theta["texture"].mean(dim=0)
         if "vertices" in rates:
             self.preconditioner = Preconditioner(welded, len(first), self.settings.smoothing)
             self.theta["vertices"] = self.preconditioner.parameters(self.fixed_vertices)
@@ -123,8 +125,11 @@ class MeshScene:
 
     @torch.no_grad()
     def _project(self) -> None:
-        if "texture" in self.theta:
-            self.theta["texture"].clamp_(0, 1)
+        if "texture" not in self.theta:
+            return
+        texels, most = self.theta["texture"], self.settings.colour_drift
+        drift = texels.mean(dim=0) - self._first_colour
+        texels.sub_(drift - drift.clamp(-most, most)).clamp_(0, 1)
 
     def begin(self, progress: float) -> None:
         """Prepare an iteration: the learning rates at this share of the run, from 0 to 1."""

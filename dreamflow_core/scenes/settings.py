@@ -104,6 +104,8 @@ class MeshSettings:
             baked into the colours, only outlines and the paint's place tell of the shape then.
         size: side of the images handed to the prior, in pixels.
         texture_rate: Adam's learning rate for texels, in colour from 0 to 1.
+        colour_drift: most that the texture's mean colour may move from where it started, in each channel from
+            0 to 1; 1 leaves it free. A model of its own taste would repaint what it should only refine.
         geometry_rate: Adam's learning rate for the vertices' parameters, in scene units; details take
             smaller steps, as they are smoothed. phi has to follow: where it lags behind the shape, the flow
             takes the shape's last move for a want of more, and the mesh swells without end.
@@ -122,6 +124,7 @@ class MeshSettings:
     geometry_look: str = "normal"
     size: int = 64
     texture_rate: float = 0.02
+    colour_drift: float = 1.0
     geometry_rate: float = 0.01
     final_rate: float = 0.2
     smoothing: float = 10.0
@@ -132,7 +135,7 @@ class MeshSettings:
         _one_of(self, "geometry_look", LOOKS)
         _at_least_one(self, "size")
         _positive(self, "texture_rate", "geometry_rate", "final_rate")
-        _not_negative(self, "smoothing", "bending")
+        _not_negative(self, "colour_drift", "smoothing", "bending")
 
     def rates(self) -> dict[str, float]:
         """The learning rate at the start of each thing that is optimised, "texture" and "vertices"."""
