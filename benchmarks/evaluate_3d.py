@@ -176,8 +176,12 @@ def is_sound(mesh: Mesh, budget: int) -> bool:
 
 
 def refine_row(before: dict[str, Any], after: dict[str, Any], true: Truth) -> dict[str, float]:
-    """What refining changed: sharpness and PSNR gained, and by how much more the mean colour is off, of 255."""
-    row = {"sharper": after["sharpness"] - before["sharpness"]}
+    """What refining changed: sharpness and PSNR nearer to the truth, and by how much more the mean colour is off.
+
+    Noise is sharp too, so sharpness counts by its distance to the truth's. Colours are of 255.
+    """
+    goal = sharpness(true.pictures, true.surface.alpha)
+    row = {"sharper": abs(before["sharpness"] - goal) - abs(after["sharpness"] - goal)}
     if "psnr" in after:
         alpha = true.surface.alpha
         target = mean_colour(true.pictures - (1 - alpha) * torch.tensor(WHITE).view(1, 3, 1, 1), alpha)
@@ -280,7 +284,7 @@ def summary(rows: Sequence[dict[str, Any]]) -> list[str]:
         values = [row["refine"][name] for row in rows if name in row.get("refine", {})]
         if values:
             lines.append(
-                f"refine: {name:32s} mean {fmean(values):6.3f}  worst {min(values):6.3f}  most {max(values):6.3f}"
+                f"refine: {name:32s} mean {fmean(values):6.4f}  least {min(values):6.4f}  most {max(values):6.4f}"
             )
     seconds = {s: fmean(row["stages"][s]["cpu_seconds"] for row in rows) for s in rows[0]["stages"]}
     return [*lines, "CPU seconds: " + "  ".join(f"{stage} {value:.0f}" for stage, value in seconds.items())]
