@@ -56,7 +56,7 @@ BOUNDS = {
     "colour": ("prompted colours, views", 0.98, None),
     "shape": ("shape by the judge, views", 0.95, None),
     "iou": ("silhouette IoU, mean", 0.90, 0.75),
-    "psnr": ("PSNR of plain objects, dB", 20.0, None),
+    "psnr": ("PSNR of plain objects, dB", 20.0, 20.0),
     "facing": ("front and back as asked", 1.0, 1.0),
     "hole": ("holes open", 1.0, 1.0),
     "sound": ("closed, outward, one piece, in budget", 1.0, 1.0),
