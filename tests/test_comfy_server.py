@@ -346,6 +346,8 @@ def small(workflow: Workflow) -> Workflow:
             n["inputs"]["iterations"] = 1
         if n["class_type"] == "DreamFlowMeshExtract":
             n["inputs"].update(faces=800, texture_size=64, resolution=32)
+        if n["class_type"] == "DreamFlowMeshRefine":
+            n["inputs"].update(texture_size=128)
     return workflow
 
 
@@ -367,7 +369,7 @@ def test_text_to_3d_gives_a_mesh_with_previews_and_is_cached(client: ComfyUI, tm
     assert topology.is_closed(place[mesh.faces])
     assert topology.face_volumes(mesh.vertices, mesh.faces).sum() > 0
     assert 100 < len(mesh.faces) <= 800
-    assert mesh.texture is not None and mesh.texture.shape == (64, 64, 3)
+    assert mesh.texture is not None and mesh.texture.shape == (128, 128, 3)
 
     cached: list[str] = []
 
