@@ -313,7 +313,8 @@ def test_resuming_is_bit_exact(tmp_path):
 def test_learning_rates_fall_and_the_global_generator_is_left_alone():
     torch.manual_seed(5)
     before = torch.get_rng_state()
-    scene = MeshScene(painted(sphere(2, 0.75)), MeshSettings(optimise="both", size=16), seed=0)
+    settings = MeshSettings(optimise="both", size=16, texture_rate=0.02, geometry_rate=0.05, final_rate=0.2)
+    scene = MeshScene(painted(sphere(2, 0.75)), settings, seed=0)
     scene.begin(1.0)
     descend(scene, torch.zeros(2, 3, 16, 16), torch.ones(()), VIEWS)
     assert [group["lr"] for group in scene.optimiser.param_groups] == pytest.approx([0.02 * 0.2, 0.05 * 0.2])
