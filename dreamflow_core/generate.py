@@ -64,7 +64,9 @@ def _plan(nerf: tuple[int, int], tune: tuple[int, int], refine: tuple[int, int],
         extract=extract,
         tune=Planned(ScheduleSettings(0.5, 0.15, *tune), MeshStage(scene=gentle)),
         refine=Planned(
-            ScheduleSettings(0.3, 0.0, *refine), MeshStage(scene=paint, texture_size=2 * extract.texture_size)
+            # Of the bundled refiner: from a sigma of 0.45, above which it would make the object anew, to 0.02.
+            ScheduleSettings(0.75, 0.25, *refine),
+            MeshStage(scene=paint, texture_size=2 * extract.texture_size),
         ),
     )
 

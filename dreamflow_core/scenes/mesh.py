@@ -30,6 +30,8 @@ _LIGHT = (0.3, 0.8, 0.55)
 """Direction towards the light in world axes: from above, the front and a little from +X."""
 _AMBIENT = 0.45
 """Share of the light that comes from everywhere. Light and share are the demo domain's."""
+_SURVEY = 8
+"""Batches of views from which it is found how much of a texel is seen."""
 
 
 class MeshScene:
@@ -90,12 +92,14 @@ class MeshScene:
         if self.settings.paints and self.fixed_texture is not None:
             surface, self._nearest = (self._tensor(index) for index in painted_texels(mesh))
             self.theta["texture"] = self.fixed_texture.view(-1, 3)[surface]
-            self._first_colour = self.theta["texture"].mean(dim=0)
         if "vertices" in rates:
             self.preconditioner = Preconditioner(welded, len(first), self.settings.smoothing)
             self.theta["vertices"] = self.preconditioner.parameters(self.fixed_vertices)
         self.generator = make_generator(seed, "mesh")
         self.optimiser: torch.optim.Optimizer = self._make_optimiser()
+        if "texture" in self.theta and self.settings.colour_drift < 1:
+            self._prominence = self._find_prominence(make_generator(seed, "prominence"))
+            self._first_colour = self._mean_colour()
 
     def _check(self, mesh: Mesh) -> None:
         if self.settings.paints and mesh.uvs is None:
@@ -128,8 +132,24 @@ class MeshScene:
         if "texture" not in self.theta:
             return
         texels, most = self.theta["texture"], self.settings.colour_drift
-        drift = texels.mean(dim=0) - self._first_colour
-        texels.sub_(drift - drift.clamp(-most, most)).clamp_(0, 1)
+        if most < 1:
+            drift = self._mean_colour() - self._first_colour
+            texels.sub_(drift - drift.clamp(-most, most))
+        texels.clamp_(0, 1)
+
+    def _mean_colour(self) -> Tensor:
+        """Of what cameras see, over the whole range of views, (3,)."""
+        return (self._prominence * self.theta["texture"].detach()).sum(dim=0)
+
+    def _find_prominence(self, generator: torch.Generator) -> Tensor:
+        """Each texel's share in the pictures that cameras take, (T, 1), summing to 1."""
+        share = torch.zeros_like(self.theta["texture"])
+        for _ in range(_SURVEY):
+            seen = self.view(self.views.sample(generator), self.settings.size).colour.sum()
+            # Pictures are linear in the texels.
+            share += torch.autograd.grad(seen, self.theta["texture"])[0]
+        share = share.mean(dim=1, keepdim=True)
+        return share / share.sum().clamp_min(torch.finfo(share.dtype).tiny)
 
     def begin(self, progress: float) -> None:
         """Prepare an iteration: the learning rates at this share of the run, from 0 to 1."""
