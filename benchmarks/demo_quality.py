@@ -6,7 +6,7 @@ Prompts are drawn evenly from all combinations of shape, colours, pattern, view 
 table, the same table for true renders (the judge's own ceiling), and writes the worst cases as a picture
 with their prompts. Samples by Heun's method, 2 * steps - 1 evaluations.
 
-Then the refiner: the first 100 samples are enlarged to its size and taken through its flow from a noise of
+Then the refiner: about 100 samples of all patterns are enlarged to its size and taken through its flow from a noise of
 0.3 down. Prints what the judge says of them and how sharp they are, against true renders of that size.
 """
 
@@ -35,7 +35,7 @@ from dreamflow_core.state import make_generator, write_bytes
 
 GRADES = ("shape", "pattern", "colour", "view")
 REFINED, REFINE_SIGMA = 100, 0.3
-"""How many samples the refiner is tried on, and the noise that its flow starts from."""
+"""About how many samples the refiner is tried on, and the noise that its flow starts from."""
 
 
 class PromptPerSample:
@@ -146,10 +146,14 @@ def evaluate_refiner(
 ) -> dict[str, dict[str, float]]:
     """Sharpness and grades of enlarged, refined and true images."""
     size = model.config.size
-    enlarged, descriptions = enlarge(images[:REFINED], size), descriptions[:REFINED]
+    chosen = range(0, len(images), max(1, len(images) // REFINED))
+    enlarged, descriptions = enlarge(images[list(chosen)], size), [descriptions[i] for i in chosen]
     refined = refine(model, enlarged, descriptions, options.cfg, options.seed)
     true = true_renders(descriptions, size, options.seed)
-    save_picture(options.out / "refined.png", contact_sheet(torch.cat([enlarged[:8], refined[:8]]), columns=8))
+    save_picture(
+        options.out / "refined.png",
+        contact_sheet(torch.cat([enlarged[::12], refined[::12]]), columns=len(enlarged[::12])),
+    )
     rows = {}
     for name, batch in (("enlarged", enlarged), ("refined", refined), ("true", true)):
         grades = table(grade(judge, batch, descriptions), descriptions)["all"]

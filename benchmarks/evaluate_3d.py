@@ -6,7 +6,8 @@
 Prompts cover all shapes, colours and patterns. Every result is looked at by 24 cameras all around and
 compared with the true object, turned about its vertical axis to where it fits best (by how far is
 reported: an object with a front must not be turned). One JSON row a prompt and seed is kept in the output
-folder, so a run that is stopped goes on where it was; pictures of all results and a table end it.
+folder, so a run that is stopped goes on where it was; pictures of all results and a table end it. Needs the
+Khronos validator (`npm install -g gltf-validator`).
 
 Negative controls: "frozen" lets phi learn nothing, "wrong" grades against another prompt, "untrained"
 uses a model with random weights. They should fall short.
@@ -25,6 +26,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from other_tools import Missing, cast, khronos_complaints, validator_folder
 from torch import Tensor
 
 from dreamflow_core.cameras import orbit
@@ -35,7 +37,7 @@ from dreamflow_core.demo.truth import COLOURS, PATTERNS, Pattern, Surface
 from dreamflow_core.demo.vocabulary import SLOTS, Description
 from dreamflow_core.generate import PRESETS, Plan, generate
 from dreamflow_core.mesh import topology
-from dreamflow_core.mesh.files import save_mesh
+from dreamflow_core.mesh.files import load_mesh, save_mesh
 from dreamflow_core.mesh.mesh import Mesh
 from dreamflow_core.pictures import contact_sheet, load_picture, save_picture
 from dreamflow_core.prior import Look
@@ -60,6 +62,8 @@ BOUNDS = {
     "facing": ("front and back as asked", 1.0, 1.0),
     "hole": ("holes open", 1.0, 1.0),
     "sound": ("closed, outward, one piece, in budget", 1.0, 1.0),
+    "valid": ("the Khronos validator has no error", 1.0, 1.0),
+    "embree": ("PSNR of Embree's pictures to ours, dB", 25.0, 25.0),
 }
 """What each measure is, the least its mean may be and the least that any run may have."""
 
@@ -175,6 +179,13 @@ def is_sound(mesh: Mesh, budget: int) -> bool:
     return bool(topology.is_closed(faces) and outward and one_piece and len(faces) <= budget)
 
 
+def embree_psnr(path: Path) -> float:
+    """Of what another renderer sees in a file to what ours sees, dB."""
+    cameras = orbit(6, ELEVATION, truth.CAMERA_RADIUS, truth.CAMERA_FOV)
+    ours, theirs = look_at(load_mesh(path))(cameras, SIZE).on(WHITE), cast(path, cameras, SIZE, WHITE)
+    return float(-10 * (ours - theirs).square().mean().log10())
+
+
 def refine_row(before: dict[str, Any], after: dict[str, Any], true: Truth) -> dict[str, float]:
     """What refining changed: sharpness and PSNR nearer to the truth, and by how much more the mean colour is off.
 
@@ -237,10 +248,12 @@ def evaluate(description: Description, seed: int, options: argparse.Namespace, j
 
     mesh = generate(plan, priors, seed=seed, run=run)
     name = slug(description, seed)
-    save_mesh(options.out / f"{name}.glb", mesh)
+    path = options.out / f"{name}.glb"
+    save_mesh(path, mesh)
     save_picture(options.out / f"{name}.png", sheet(looks, true))
     row = {"prompt": prompt, "seed": seed, **stages[list(stages)[-1]], "stages": stages}
-    row["sound"] = float(is_sound(mesh, plan.extract.faces))
+    row |= {"sound": float(is_sound(mesh, plan.extract.faces)), "embree": embree_psnr(path)}
+    row["valid"] = float(not khronos_complaints(path))
     if "refine" in stages:
         row["refine"] = refine_row(stages["tune"], stages["refine"], true)
     return row
@@ -302,6 +315,10 @@ def main() -> None:
     parser.add_argument("--no-judge", action="store_true", help="leave out what needs the judge")
     parser.add_argument("--out", type=Path, default=Path("evaluation/3d"))
     options = parser.parse_args()
+    try:
+        validator_folder()
+    except Missing as missing:
+        raise SystemExit(str(missing)) from missing
     judge = None if options.no_judge else load_judge()
     path = options.out / "rows.json"
     job = {"preset": asdict(PRESETS[options.preset]), **{n: getattr(options, n) for n in _JOB}}
