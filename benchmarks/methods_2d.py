@@ -1,6 +1,7 @@
 """APFO, VSD, SDS and the model's own sampler in 2D, at equal numbers of network evaluations.
 
-    python benchmarks/methods_2d.py [--count 16] [--seeds 3] [--evaluations 50 200 1000] [--sweep]
+    python benchmarks/methods_2d.py [--count 16] [--seeds 3] [--evaluations 50 200 1000] [--methods apfo vsd]
+                                    [--sweep] [--out evaluation/methods-2d]
 
 Every method makes `count` images from noise under one prompt with many modes (view, background, phase,
 scale and direction of the pattern are open). What is printed, mean and spread over seeds:
@@ -13,11 +14,13 @@ scale and direction of the pattern are open). What is printed, mean and spread o
 
 An evaluation is one image through the network once: guidance takes 2, phi 1 where its score and its loss
 share one forward pass, else 2. `--sweep` prints instead the settings that the baselines were chosen from.
+The reference samples are kept in the output folder for the next run with the same weights.
 """
 
 from __future__ import annotations
 
 import argparse
+import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -34,7 +37,7 @@ from dreamflow_core.pipeline import ImageSettings, ScheduleSettings, images
 from dreamflow_core.priors.demo import DemoPrior
 from dreamflow_core.sampler import heun
 from dreamflow_core.schedule import karras
-from dreamflow_core.state import make_generator
+from dreamflow_core.state import load_state, make_generator, save_state
 
 PROMPT = "a red and blue striped duck"
 CFG = 1.5
@@ -63,9 +66,9 @@ class Scores:
 class Reference:
     """Samples of the model's own sampler, and what runs are compared with."""
 
-    def __init__(self, model: DemoModel, judge: Judge):
+    def __init__(self, model: DemoModel, judge: Judge, folder: Path):
         self.judge = judge
-        samples = torch.cat([own_sampler(model, 32, 142, seed) for seed in range(1000, 1000 + REFERENCE // 32)])
+        samples = reference_samples(model, folder / "reference.safetensors")
         self.features = judge.features(samples)
         self.spread = mean_distance(self.features)
         self.sharpness = sharpness(samples)
@@ -78,6 +81,16 @@ class Reference:
         met = (getattr(verdict, name).float().mean().item() for name in ("shape", "pattern", "colour"))
         distance = 2 * across - within - self.spread
         return Scores(distance, within / self.spread, sharpness(made) / self.sharpness, *met)
+
+
+def reference_samples(model: DemoModel, path: Path) -> Tensor:
+    """(REFERENCE, 3, 64, 64) in [0, 1] by the model's own sampler, read from `path` if made from these weights."""
+    weights = zlib.crc32(MODELS["demo"].read_bytes())
+    if path.exists() and (kept := load_state(path))["weights"] == weights:
+        return kept["samples"]
+    samples = torch.cat([own_sampler(model, 32, 142, seed) for seed in range(1000, 1000 + REFERENCE // 32)])
+    save_state(path, {"weights": weights, "samples": samples})
+    return samples
 
 
 def mean_distance(features: Tensor) -> float:
@@ -135,15 +148,17 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=16)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--evaluations", type=int, nargs="+", default=[50, 200, 1000])
+    parser.add_argument("--methods", nargs="+", choices=["own", *BEST], default=["own", *BEST])
     parser.add_argument("--sweep", action="store_true")
     parser.add_argument("--out", type=Path, default=Path("evaluation/methods-2d"))
     options = parser.parse_args()
     model, judge = load_model(MODELS["demo"]), load_judge()
-    reference = Reference(model, judge)
+    reference = Reference(model, judge, options.out)
     if options.sweep:
         methods = {name: optimised(settings) for name, settings in sweep_settings()}
     else:
-        methods = {"own sampler": own_sampler} | {name: optimised(settings) for name, settings in BEST.items()}
+        known = {"own": own_sampler} | {name: optimised(settings) for name, settings in BEST.items()}
+        methods = {name: known[name] for name in options.methods}
     print(f"'{PROMPT}', {options.count} images, {options.seeds} seeds, mean ± spread over seeds")
     print(f"{'':28s}{'NFE':>6s}" + "".join(f"{name:>15s}" for name in Scores.__dataclass_fields__))
     for evaluations in options.evaluations:
