@@ -11,13 +11,22 @@ import torch
 from gaussian import GaussianPrior
 
 from dreamflow_core.demo.dataset import SurfaceBank
-from dreamflow_core.demo.model import MODELS, WEIGHTS, DemoModel, ModelConfig, load_model, save_model
-from dreamflow_core.demo.train import Recipe, Run, learning_rate_factor, orthogonalise, sample_sigma
+from dreamflow_core.demo.model import (
+    MODELS,
+    WEIGHTS,
+    Attention,
+    DemoModel,
+    ModelConfig,
+    _rotate,
+    load_model,
+    save_model,
+)
+from dreamflow_core.demo.train import Muon, Recipe, Run, learning_rate_factor, orthogonalise, sample_sigma
 from dreamflow_core.sampler import heun
 from dreamflow_core.schedule import log_uniform
 from dreamflow_core.state import BadFile, save_state
 
-CONFIG = ModelConfig(16, 2, (16, 32), (1, 1), (1, 1), 32, 8, sigma_min=0.02, sigma_max=20.0)
+CONFIG = ModelConfig(16, 2, (16, 32), (1, 1), (1, 1), (False, True), 32, 8, sigma_min=0.02, sigma_max=20.0)
 RECIPE = Recipe(CONFIG, views=4, steps=6, log_sigma=(-0.3, 1.5), batch=8, warmup=2)
 CPU = torch.device("cpu")
 needs_judge = pytest.mark.skipif(
@@ -60,6 +69,29 @@ def test_muon_updates_are_nearly_orthogonal():
     for m in (matrix, matrix.T):
         values = torch.linalg.svdvals(orthogonalise(m))
         assert values.min() > 0.6 and values.max() < 1.3
+
+
+def test_weights_do_not_grow_without_bound():
+    """Steps of one size in random directions: without decay the size of weights would grow with their root."""
+    generator = torch.Generator().manual_seed(0)
+    p = torch.nn.Parameter(torch.zeros(8, 8))
+    muon = Muon([p], lr=0.1, momentum=0.0)
+    for _ in range(2000):
+        p.grad = torch.randn(8, 8, generator=generator)
+        muon.step()
+    # Where decay and steps of 0.2 lr balance: 0.2 sqrt(lr / (2 decay)).
+    assert 0.7 < p.detach().square().mean().sqrt() / (0.2 * math.sqrt(0.1 / (2 * 0.1))) < 1.4
+
+
+def test_attention_scores_depend_on_where_cells_lie_to_each_other():
+    layer = Attention(32)
+    query, key = torch.randn(2, 32, generator=torch.Generator().manual_seed(0))
+    angles = layer._angles(6, 5)
+    turned = (_rotate(v.expand(30, 32), angles) for v in (query, key))
+    scores = torch.einsum("qc,kc->qk", *turned).view(6, 5, 6, 5)
+    assert torch.allclose(scores[0, 0, 2, 1], scores[3, 2, 5, 3], atol=1e-4)
+    assert torch.allclose(scores[4, 4, 1, 4], scores[5, 0, 2, 0], atol=1e-4)
+    assert not torch.allclose(scores[0, 0, 2, 1], scores[0, 0, 1, 2], atol=0.1)
 
 
 def test_learning_rate_warms_up_and_ends_at_nothing():

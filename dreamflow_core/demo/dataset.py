@@ -31,6 +31,9 @@ DROP_ALL = 0.1
 OPEN_BACKGROUND = 0.4
 """How often the background is any colour at all and its slot open."""
 
+EIGHTHS = {"plain": 1, "striped": 3, "checkered": 2, "spotted": 2}
+"""Share of a batch that has each pattern, in eighths: what is hard to learn is shown more often."""
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -99,9 +102,8 @@ class SurfaceBank:
         return {**stored, "pixel": torch.tensor(surface.pixel)}
 
     def batch(self, count: int, generator: torch.Generator) -> Batch:
-        """`count` random images; every pattern gets an equal share, so `count` is a multiple of 4."""
-        per_kind = count // len(PATTERNS)
-        parts = [self._paint(kind, per_kind, generator) for kind in PATTERNS]
+        """`count` random images, a multiple of 8."""
+        parts = [self._paint(kind, count * eighths // 8, generator) for kind, eighths in EIGHTHS.items()]
         images, shown = (torch.cat(part) for part in zip(*parts))
         return Batch(images * 2 - 1, shown, _leave_open(shown, generator))
 

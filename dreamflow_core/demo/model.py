@@ -37,6 +37,8 @@ class ModelConfig:
         channels: feature channels at the finest grid and at each halving below it.
         encoder_blocks: residual blocks per level on the way down.
         decoder_blocks: residual blocks per level on the way up.
+        attention: per level, whether every block ends with self-attention; the coarsest always has one
+            layer between its two halves.
         embedding: width of the conditioning vector.
         token: width of a word embedding.
         sigma_min, sigma_max: the noise levels it was trained for.
@@ -47,6 +49,7 @@ class ModelConfig:
     channels: tuple[int, ...]
     encoder_blocks: tuple[int, ...]
     decoder_blocks: tuple[int, ...]
+    attention: tuple[bool, ...]
     embedding: int
     token: int
     sigma_min: float
@@ -74,41 +77,65 @@ class TextEncoder(nn.Module):
         return self(torch.tensor([d.indices() for d in descriptions], device=device))
 
 
-class ResBlock(nn.Module):
-    """Two 3x3 convolutions, the second's input modulated by the conditioning vector."""
-
-    def __init__(self, inputs: int, outputs: int, embedding: int):
-        super().__init__()
-        self.norm1, self.norm2 = nn.GroupNorm(8, inputs), nn.GroupNorm(8, outputs)
-        self.conv1 = nn.Conv2d(inputs, outputs, 3, padding=1)
-        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1)
-        self.modulation = nn.Linear(embedding, 2 * outputs)
-        self.skip = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
-        _start_at_zero(self.conv2)
-
-    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        h = self.conv1(F.silu(self.norm1(x)))
-        scale, shift = self.modulation(embedding)[:, :, None, None].chunk(2, dim=1)
-        h = self.conv2(F.silu(torch.addcmul(shift, self.norm2(h), 1 + scale)))
-        return self.skip(x) + h
-
-
 class Attention(nn.Module):
-    """Self-attention over the cells of a feature grid."""
+    """Self-attention over the cells of a feature grid; scores know how far cells lie apart.
+
+    Positions enter as rotations of queries and keys (RoFormer, arXiv 2104.09864), half of a head's
+    channels for rows and half for columns: a repeating pattern is a matter of distances.
+    """
 
     def __init__(self, channels: int, head: int = 32):
         super().__init__()
         self.heads = channels // head
         self.norm = nn.GroupNorm(8, channels)
         self.qkv, self.out = nn.Linear(channels, 3 * channels), nn.Linear(channels, channels)
+        self.frequencies: Tensor
+        # From half a turn a cell, for neighbours, to a fortieth of a turn, for the whole grid.
+        self.register_buffer("frequencies", math.pi * torch.logspace(0, -math.log10(20), head // 4), persistent=False)
         _start_at_zero(self.out)
 
     def forward(self, x: Tensor) -> Tensor:
         batch, channels = x.shape[:2]
         tokens = self.norm(x).flatten(2).transpose(1, 2)
         q, k, v = self.qkv(tokens).view(batch, -1, 3, self.heads, channels // self.heads).permute(2, 0, 3, 1, 4)
-        mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(batch, -1, channels)
-        return x + self.out(mixed).transpose(1, 2).reshape(x.shape)
+        angles = self._angles(*x.shape[2:])
+        # Written out: on CPUs the fused kernel's backward pass is several times slower at a few hundred cells.
+        scores = _rotate(q, angles) @ _rotate(k, angles).transpose(-1, -2) / math.sqrt(q.shape[-1])
+        mixed = scores.softmax(-1) @ v
+        return x + self.out(mixed.transpose(1, 2).reshape(batch, -1, channels)).transpose(1, 2).reshape(x.shape)
+
+    def _angles(self, rows: int, columns: int) -> Tensor:
+        """(rows * columns, head / 2) radians."""
+        y, x = (torch.arange(n, device=self.frequencies.device)[:, None] * self.frequencies for n in (rows, columns))
+        grid = (rows, columns, len(self.frequencies))
+        return torch.cat([y[:, None].expand(grid), x[None].expand(grid)], dim=-1).flatten(0, 1)
+
+
+def _rotate(x: Tensor, angles: Tensor) -> Tensor:
+    """Turn each pair of channels of `x` (..., cells, head) by its angle."""
+    cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1)
+
+
+class ResBlock(nn.Module):
+    """Two 3x3 convolutions, the second's input modulated by the conditioning vector; then, if asked, attention."""
+
+    def __init__(self, inputs: int, outputs: int, embedding: int, attention: bool):
+        super().__init__()
+        self.norm1, self.norm2 = nn.GroupNorm(8, inputs), nn.GroupNorm(8, outputs)
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, padding=1)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1)
+        self.modulation = nn.Linear(embedding, 2 * outputs)
+        self.skip = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
+        self.attention = Attention(outputs) if attention else nn.Identity()
+        _start_at_zero(self.conv2)
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        h = self.conv1(F.silu(self.norm1(x)))
+        scale, shift = self.modulation(embedding)[:, :, None, None].chunk(2, dim=1)
+        h = self.conv2(F.silu(torch.addcmul(shift, self.norm2(h), 1 + scale)))
+        return self.attention(self.skip(x) + h)
 
 
 class Level(nn.Module):
@@ -117,7 +144,11 @@ class Level(nn.Module):
     def __init__(self, config: ModelConfig, depth: int):
         super().__init__()
         width, embedding = config.channels[depth], config.embedding
-        self.encoder = nn.ModuleList(ResBlock(width, width, embedding) for _ in range(config.encoder_blocks[depth]))
+
+        def block(inputs: int) -> ResBlock:
+            return ResBlock(inputs, width, embedding, config.attention[depth])
+
+        self.encoder = nn.ModuleList(block(width) for _ in range(config.encoder_blocks[depth]))
         self.is_coarsest = depth + 1 == len(config.channels)
         if self.is_coarsest:
             self.attention = Attention(width)
@@ -127,7 +158,7 @@ class Level(nn.Module):
             self.inner = Level(config, depth + 1)
             self.up = nn.Conv2d(below, width, 1)
         inputs = [2 * width] + [width] * (config.decoder_blocks[depth] - 1)
-        self.decoder = nn.ModuleList(ResBlock(i, width, embedding) for i in inputs)
+        self.decoder = nn.ModuleList(block(i) for i in inputs)
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         skip = x
@@ -186,8 +217,12 @@ class DemoModel(nn.Module):
         return F.pixel_shuffle(self.output(h), self.config.patch)
 
 
-BASE = ModelConfig(64, 2, (32, 64, 160), (1, 1, 2), (1, 1, 2), 256, 32, sigma_min=0.01, sigma_max=40.0)
-REFINER = ModelConfig(128, 2, (24, 48, 96), (1, 1, 1), (1, 1, 2), 192, 32, sigma_min=0.005, sigma_max=2.0)
+BASE = ModelConfig(
+    64, 2, (32, 64, 160), (1, 1, 2), (1, 1, 2), (False, True, True), 256, 32, sigma_min=0.01, sigma_max=40.0
+)
+REFINER = ModelConfig(
+    128, 2, (24, 48, 96), (1, 1, 1), (1, 1, 2), (False, False, False), 192, 32, sigma_min=0.005, sigma_max=2.0
+)
 
 
 def save_model(model: DemoModel, path: Path, metadata: dict[str, str]) -> None:
