@@ -150,10 +150,8 @@ def evaluate_refiner(
     enlarged, descriptions = enlarge(images[list(chosen)], size), [descriptions[i] for i in chosen]
     refined = refine(model, enlarged, descriptions, options.cfg, options.seed)
     true = true_renders(descriptions, size, options.seed)
-    save_picture(
-        options.out / "refined.png",
-        contact_sheet(torch.cat([enlarged[::12], refined[::12]]), columns=len(enlarged[::12])),
-    )
+    shown = torch.cat([enlarged[::12], refined[::12]])
+    save_picture(options.out / "refined.png", contact_sheet(shown, columns=len(shown) // 2))
     rows = {}
     for name, batch in (("enlarged", enlarged), ("refined", refined), ("true", true)):
         grades = table(grade(judge, batch, descriptions), descriptions)["all"]

@@ -14,7 +14,15 @@ from .sockets import CameraRange, Guidance
 
 
 def number(
-    settings: type, name: str, low: float, high: float, tooltip: str, *, id: str | None = None, advanced: bool = True
+    settings: type,
+    name: str,
+    low: float,
+    high: float,
+    tooltip: str,
+    *,
+    id: str | None = None,
+    step: float | None = None,
+    advanced: bool = True,
 ) -> io.Int.Input | io.Float.Input:
     """A widget for a numeric setting, an integer if its default is one.
 
@@ -23,6 +31,7 @@ def number(
     Args:
         settings: dataclass whose default it takes.
         id: the widget's, where it is not the setting's name.
+        step: of a float; a tenth of the default's size if left out.
     """
     default = getattr(settings, name)
     options: dict[str, Any] = {
@@ -35,8 +44,8 @@ def number(
     }
     if isinstance(default, int):
         return io.Int.Input(id or name, **options)
-    # A tenth of the default's size.
-    step = 10.0 ** (math.floor(math.log10(default)) - 1) if default > 0 else 0.01
+    if step is None:
+        step = 10.0 ** (math.floor(math.log10(default)) - 1) if default > 0 else 0.01
     return io.Float.Input(id or name, step=step, round=False, **options)
 
 
