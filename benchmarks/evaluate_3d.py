@@ -1,7 +1,7 @@
 """Whether text to 3D makes what the prompt asked for, stage by stage, against the truth renderer.
 
     python benchmarks/evaluate_3d.py [--prompts 24] [--seeds 2] [--preset draft] [--refiner demo-refiner]
-                                     [--control none|frozen|wrong|untrained] [--out evaluation/3d]
+                                     [--control none|frozen|wrong|untrained] [--jobs 1] [--out evaluation/3d]
 
 Prompts cover all shapes, colours and patterns. Every result is looked at by 24 cameras all around and
 compared with the true object, turned about its vertical axis to where it fits best (by how far is
@@ -19,7 +19,9 @@ import argparse
 import json
 import time
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
+from multiprocessing import get_context
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -313,6 +315,7 @@ def main() -> None:
     parser.add_argument("--cfg", type=float, default=1.5)
     parser.add_argument("--control", choices=("none", "frozen", "wrong", "untrained"), default="none")
     parser.add_argument("--no-judge", action="store_true", help="leave out what needs the judge")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time; they share the cores")
     parser.add_argument("--out", type=Path, default=Path("evaluation/3d"))
     options = parser.parse_args()
     try:
@@ -325,11 +328,16 @@ def main() -> None:
     rows = resume(path, json.loads(json.dumps(job)))
     done = {(row["prompt"], row["seed"]) for row in rows}
     prompts = choose_prompts(options.prompts)
-    for seed in range(options.seeds):
-        for description in prompts:
-            if (description.prompt(), seed) in done:
-                continue
-            rows.append(evaluate(description, seed, options, judge))
+    threads = max(1, torch.get_num_threads() // options.jobs)
+    with ProcessPoolExecutor(options.jobs, get_context("spawn"), torch.set_num_threads, (threads,)) as pool:
+        runs = [
+            pool.submit(evaluate, description, seed, options, judge)
+            for seed in range(options.seeds)
+            for description in prompts
+            if (description.prompt(), seed) not in done
+        ]
+        for run in as_completed(runs):
+            rows.append(run.result())
             write_bytes(path, json.dumps({"job": job, "rows": rows}, indent=1).encode())
             print(json.dumps({k: v for k, v in rows[-1].items() if k not in ("stages", "mean_colour")}), flush=True)
     text = "\n".join(summary(rows))

@@ -197,7 +197,7 @@ class NeRFStage(Stage):
 
 @dataclass(frozen=True, kw_only=True)
 class MeshStage(Stage):
-    """Optimising a mesh: its texture, its vertices, or both; tuning and refining alike.
+    """Optimising a mesh: its texture, its vertices, both, or its normal map; tuning and refining alike.
 
     Attributes:
         texture_size: side of the texture that a mesh without one gets; a smaller one is enlarged to it.
@@ -335,9 +335,10 @@ def optimise_mesh(
     from .scenes.mesh import MeshScene
 
     prior.latent_shape(stage.scene.size, stage.scene.size)
-    placed, back = framed(paintable(mesh, stage.texture_size) if stage.scene.paints else mesh)
+    placed, back = framed(paintable(mesh, stage.texture_size) if stage.scene.needs_atlas else mesh)
     scene = MeshScene(placed, stage.scene, stage.views, seed=seed, device=_device(prior))
-    checkpoint = _of(checkpoint, mesh=_digest(mesh.vertices, mesh.faces, mesh.uvs, mesh.texture, mesh.colours))
+    shape, paint = (mesh.vertices, mesh.faces, mesh.uvs), (mesh.texture, mesh.normal_map, mesh.colours)
+    checkpoint = _of(checkpoint, mesh=_digest(*shape, *paint))
     _optimise(scene, prior, schedule, stage, seed, on_progress, cancelled, checkpoint)
     return back(scene.mesh())
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -68,6 +69,7 @@ def _from_comfy(mesh: Any) -> Mesh:
         uvs=values(mesh.uvs, vertices),
         texture=None if mesh.uvs is None else values(mesh.texture, slice(None), 3),
         normals=values(mesh.normals, vertices),
+        normal_map=None if mesh.uvs is None else values(mesh.normal_map, slice(None), 3),
         # As in glTF, a MESH holds linear colours.
         colours=None if colours is None else to_display(colours),
         unlit=mesh.unlit,
@@ -85,10 +87,15 @@ def look(mesh: Mesh) -> Look:
 
 def to_comfy(mesh: Mesh) -> Any:
     """A `Mesh` as a MESH, a batch of one on the CPU."""
-    from ..dreamflow_core.mesh.files import to_linear
+    from ..dreamflow_core.mesh.files import tangents, to_linear
+    from ..dreamflow_core.mesh.topology import vertex_normals
 
     colours = None if mesh.colours is None else to_linear(mesh.colours)
     attributes = {"uvs": mesh.uvs, "vertex_colors": colours, "texture": mesh.texture, "normals": mesh.normals}
+    if mesh.normal_map is not None:
+        normals = vertex_normals(mesh.vertices, mesh.faces) if mesh.normals is None else mesh.normals
+        of_map = {"normals": normals, "tangents": tangents(replace(mesh, normals=normals))}
+        attributes |= {"normal_map": mesh.normal_map, **of_map}
     batches = {name: None if values is None else torch.tensor(values)[None] for name, values in attributes.items()}
     return Types.MESH(torch.tensor(mesh.vertices)[None], torch.tensor(mesh.faces)[None], unlit=mesh.unlit, **batches)
 
@@ -108,8 +115,10 @@ def changed(source: Any, before: Mesh, after: Mesh, moved: bool) -> Any:
         return made
     kept = copy.copy(source)
     kept.uvs, kept.texture = made.uvs, made.texture
+    if moved or after.normal_map is not before.normal_map:
+        kept.normals, kept.normal_map, kept.tangents = made.normals, made.normal_map, made.tangents
     if moved:
-        kept.vertices, kept.faces, kept.normals, kept.tangents = made.vertices, made.faces, made.normals, None
+        kept.vertices, kept.faces = made.vertices, made.faces
         kept.vertex_colors = made.vertex_colors
         kept.vertex_counts = kept.face_counts = None
     return kept

@@ -227,8 +227,8 @@ def _mesh_schema(node_id: str, display_name: str, description: str) -> io.Schema
                 MeshSettings,
                 "geometry_look",
                 LOOKS,
-                "What the model sees while the shape alone changes. normal: the map of normals. "
-                "colour: the mesh as it looks, for models that have never seen a normal map.",
+                "What the model sees while the shape or the normal map alone changes. normal: the normals as colours. "
+                "colour: the mesh as it looks, for models that have never seen such pictures.",
             ),
             number(MeshSettings, "texture_rate", 1e-6, 10.0, "Learning rate of the texture."),
             number(
@@ -240,6 +240,7 @@ def _mesh_schema(node_id: str, display_name: str, description: str) -> io.Schema
                 step=0.001,
             ),
             number(MeshSettings, "geometry_rate", 1e-6, 10.0, "Learning rate of the shape."),
+            number(MeshSettings, "normal_rate", 1e-6, 10.0, "Learning rate of the normal map."),
             number(MeshSettings, "final_rate", 1e-6, 1.0, _FINAL_RATE),
             number(MeshSettings, "smoothing", 0.0, 1000.0, "How far a change of the shape spreads over its surface."),
             number(MeshSettings, "bending", 0.0, 1000.0, "Weight of the loss on sharp edges."),

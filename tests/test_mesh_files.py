@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from mesh_fields import EXTENT, distances, soft_grid
 from other_tools import Missing, cast, khronos_complaints
 from PIL import Image
@@ -18,6 +19,7 @@ from dreamflow_core.mesh.bake import bake, sample_texture
 from dreamflow_core.mesh.extract import extract, simplify
 from dreamflow_core.mesh.files import load_mesh, save_mesh
 from dreamflow_core.mesh.mesh import Mesh
+from dreamflow_core.mesh.normal_map import to_normal_map
 from dreamflow_core.mesh.unwrap import unwrap
 from dreamflow_core.scenes.mesh import look_at
 from dreamflow_core.state import BadFile
@@ -35,6 +37,13 @@ def bare() -> Mesh:
 @pytest.fixture(scope="module")
 def textured(bare: Mesh) -> Mesh:
     return bake(unwrap(bare, 128)[0], 128, colour)
+
+
+@pytest.fixture(scope="module")
+def mapped(textured: Mesh) -> Mesh:
+    """With a normal map of noise."""
+    slopes = torch.from_numpy(np.random.default_rng(0).normal(size=(128, 128, 2)))
+    return replace(textured, normal_map=to_normal_map(slopes).numpy())
 
 
 @pytest.fixture(scope="module")
@@ -84,14 +93,16 @@ class Glb:
     def array(self, number: int) -> np.ndarray:
         accessor = self.tree["accessors"][number]
         dtype = {5125: np.uint32, 5126: np.float32}[accessor["componentType"]]
-        width = {"SCALAR": 1, "VEC2": 2, "VEC3": 3}[accessor["type"]]
+        width = {"SCALAR": 1, "VEC2": 2, "VEC3": 3, "VEC4": 4}[accessor["type"]]
         return np.frombuffer(self.view(accessor["bufferView"]), dtype).reshape(-1, width)[: accessor["count"]]
 
     def attribute(self, name: str) -> np.ndarray:
         return self.array(self.primitive["attributes"][name])
 
     def texture(self) -> np.ndarray:
-        number = self.material["pbrMetallicRoughness"]["baseColorTexture"]["index"]
+        return self.image(self.material["pbrMetallicRoughness"]["baseColorTexture"]["index"])
+
+    def image(self, number: int) -> np.ndarray:
         image = self.tree["images"][self.tree["textures"][number]["source"]]
         return np.asarray(Image.open(io.BytesIO(self.view(image["bufferView"]))).convert("RGB"), np.float32) / 255
 
@@ -145,7 +156,19 @@ def test_glb_material(textured: Mesh, coloured: Mesh, tmp_path: Path):
     assert np.abs(linear - ((coloured.colours + 0.055) / 1.055) ** 2.4).max() < 2e-3
 
 
-@pytest.mark.parametrize("kind", ["bare", "coloured", "textured"])
+def test_a_normal_map_survives_with_its_tangents(mapped: Mesh, tmp_path: Path):
+    save_mesh(tmp_path / "a.glb", mapped)
+    byte = 0.5 / 255 + 1e-6
+    assert np.abs(load_mesh(tmp_path / "a.glb").normal_map - mapped.normal_map).max() < byte
+    glb = Glb((tmp_path / "a.glb").read_bytes())
+    assert np.abs(glb.image(glb.material["normalTexture"]["index"]) - mapped.normal_map).max() < byte
+    tangents, normals = glb.attribute("TANGENT"), glb.attribute("NORMAL")
+    assert np.abs(np.linalg.norm(tangents[:, :3], axis=1) - 1).max() < 1e-4
+    assert np.abs((tangents[:, :3] * normals).sum(1)).max() < 1e-4
+    assert set(np.unique(tangents[:, 3])) <= {-1.0, 1.0}
+
+
+@pytest.mark.parametrize("kind", ["bare", "coloured", "textured", "mapped"])
 @pytest.mark.parametrize("unlit", [False, True])
 def test_the_khronos_validator_has_nothing_to_say(kind, unlit, tmp_path, request):
     save_mesh(tmp_path / "a.glb", replace(request.getfixturevalue(kind), unlit=unlit))

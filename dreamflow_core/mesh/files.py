@@ -1,7 +1,7 @@
 """Meshes in and out of GLB, OBJ and PLY files.
 
 GLB keeps everything. OBJ writes its material and texture beside itself. PLY has no textures: a texture
-becomes vertex colours.
+becomes vertex colours. Neither keeps a normal map.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+import torch
 import trimesh
 from PIL import Image
 from trimesh.exchange.gltf import export_glb
@@ -25,6 +26,7 @@ from ..state import BadFile, write_bytes
 from . import topology
 from .bake import sample_texture
 from .mesh import BadMesh, Floats, Mesh
+from .normal_map import vertex_tangents
 
 SUFFIXES = (".glb", ".obj", ".ply")
 
@@ -89,6 +91,13 @@ def to_display(colours: Floats) -> Floats:
     return np.where(colours <= 0.0031308, colours * 12.92, 1.055 * colours ** (1 / 2.4) - 0.055)
 
 
+def tangents(mesh: Mesh) -> Floats:
+    """glTF's TANGENT of each vertex of a mesh with UVs and normals, (V, 4)."""
+    assert mesh.uvs is not None and mesh.normals is not None
+    vertices, faces, uvs, normals = (torch.from_numpy(a) for a in (mesh.vertices, mesh.faces, mesh.uvs, mesh.normals))
+    return vertex_tangents(vertices, faces, uvs, faces, normals).numpy()
+
+
 def _suffix(path: Path) -> str:
     if path.suffix.lower() not in SUFFIXES:
         raise BadFile(f"{path} is not a mesh file that can be used: its name must end in {', '.join(SUFFIXES)}")
@@ -100,18 +109,23 @@ def _glb(mesh: Mesh, stem: str) -> dict[str, bytes]:
     if mesh.texture is None and mesh.colours is not None:
         # glTF's vertex colours are linear. As a custom attribute they keep their precision.
         surface.vertex_attributes["COLOR_0"] = to_linear(np.clip(mesh.colours, 0, 1)).astype(np.float32)
+    if mesh.normal_map is not None:
+        # Viewers would make their own, which may differ from those that the map was made for.
+        surface.vertex_attributes["TANGENT"] = tangents(mesh)
 
     def finish(tree: dict[str, Any]) -> None:
         attributes = tree["meshes"][0]["primitives"][0]["attributes"]
-        if "_COLOR_0" in attributes:
-            attributes["COLOR_0"] = attributes.pop("_COLOR_0")
+        for name in ("COLOR_0", "TANGENT"):
+            if f"_{name}" in attributes:
+                attributes[name] = attributes.pop(f"_{name}")
         if mesh.unlit:
             tree["materials"][0]["extensions"] = {_UNLIT: {}}
             tree["extensionsUsed"] = [*tree.get("extensionsUsed", []), _UNLIT]
-        if mesh.texture is not None:
+        if tree.get("textures"):
             sampler = {"magFilter": _LINEAR, "minFilter": _LINEAR_MIPMAP_LINEAR}
             tree["samplers"] = [{**sampler, "wrapS": _CLAMP_TO_EDGE, "wrapT": _CLAMP_TO_EDGE}]
-            tree["textures"][0]["sampler"] = 0
+            for texture in tree["textures"]:
+                texture["sampler"] = 0
 
     scene = trimesh.Scene()
     scene.add_geometry(surface, geom_name=stem)
@@ -146,10 +160,13 @@ def _ply(mesh: Mesh, stem: str) -> dict[str, bytes]:
 
 def _trimesh(mesh: Mesh, stem: str) -> trimesh.Trimesh:
     """With a material, and with the texture if there is one."""
-    texture = None if mesh.texture is None else Image.fromarray(_bytes(mesh.texture))
+    texture, normal_map = (
+        None if image is None else Image.fromarray(_bytes(image)) for image in (mesh.texture, mesh.normal_map)
+    )
     material = PBRMaterial(
         name=f"{stem}_texture",
         baseColorTexture=texture,
+        normalTexture=normal_map,
         baseColorFactor=[255, 255, 255, 255],
         metallicFactor=0.0,
         roughnessFactor=_ROUGHNESS,
@@ -180,10 +197,12 @@ def _attributes(visual: Any, linear: bool) -> dict[str, Floats]:
         return {}
     attributes: dict[str, Floats] = {}
     image = getattr(visual.material, "baseColorTexture", None) or getattr(visual.material, "image", None)
+    images = {"texture": image, "normal_map": getattr(visual.material, "normalTexture", None)}
     if visual.uv is not None:
         attributes["uvs"] = np.stack([visual.uv[:, 0], 1 - visual.uv[:, 1]], axis=-1)
-        if image is not None:
-            attributes["texture"] = np.asarray(image.convert("RGB"), np.float32) / 255
+        for name, image in images.items():
+            if image is not None:
+                attributes[name] = np.asarray(image.convert("RGB"), np.float32) / 255
     if "color" in visual.vertex_attributes:
         attributes |= _colours(visual.vertex_attributes["color"], linear)
     return attributes

@@ -31,6 +31,7 @@ class Mesh:
         uvs: (V, 2), origin at the texture's top left.
         texture: (H, W, 3) in [0, 1], display-referred (sRGB); needs uvs.
         normals: (V, 3) unit length.
+        normal_map: (H, W, 3) in [0, 1], tangent-space normals as glTF encodes them; needs uvs.
         colours: (V, 3) in [0, 1], display-referred (sRGB).
         unlit: the colours already contain the light, so a viewer should add none.
 
@@ -43,6 +44,7 @@ class Mesh:
     uvs: Floats | None = None
     texture: Floats | None = None
     normals: Floats | None = None
+    normal_map: Floats | None = None
     colours: Floats | None = None
     unlit: bool = False
 
@@ -55,10 +57,11 @@ class Mesh:
         self._set("uvs", np.float32, (count, 2))
         self._set("normals", np.float32, (count, 3))
         self._set("colours", np.float32, (count, 3))
-        if self.texture is not None:
-            self._set("texture", np.float32, (*np.shape(self.texture)[:2], 3))
-            if self.uvs is None:
-                raise BadMesh("the mesh has a texture but no UVs")
+        for name in ("texture", "normal_map"):
+            if (image := getattr(self, name)) is not None:
+                self._set(name, np.float32, (*np.shape(image)[:2], 3))
+                if self.uvs is None:
+                    raise BadMesh(f"the mesh has a {name.replace('_', ' ')} but no UVs")
         if self.faces.min() < 0 or self.faces.max() >= count:
             raise BadMesh(f"the mesh has {count} vertices but its faces index {self.faces.min()} to {self.faces.max()}")
 

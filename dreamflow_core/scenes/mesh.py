@@ -13,8 +13,9 @@ from torch import Tensor
 
 from ..cameras import Cameras
 from ..mesh import topology
-from ..mesh.bake import surface_texels
+from ..mesh.bake import sample_texture, surface_texels
 from ..mesh.mesh import BadMesh, Ints, Mesh
+from ..mesh.normal_map import bend, to_normal_map, to_slopes, vertex_tangents
 from ..mesh.precondition import Preconditioner
 from ..mesh.prepare import BARE
 from ..prior import Look
@@ -30,6 +31,8 @@ _LIGHT = (0.3, 0.8, 0.55)
 """Direction towards the light in world axes: from above, the front and a little from +X."""
 _AMBIENT = 0.45
 """Share of the light that comes from everywhere. Light and share are the demo domain's."""
+_STEEPEST = 2.0
+"""Most that a normal map under optimisation may slope either way: 63 degrees."""
 _SURVEY = 8
 """Batches of views from which it is found how much of a texel is seen."""
 
@@ -43,8 +46,9 @@ class MeshScene:
 
     Texels are stored as they are and put back into [0, 1], and near their first mean colour if the settings
     ask for it, after every step (projected descent). Logits
-    would make texels slower the nearer they are to 0 or 1, and could not start at either. Texels between
-    the charts of an atlas copy the nearest one inside (`painted_texels`).
+    would make texels slower the nearer they are to 0 or 1, and could not start at either. A normal map is
+    held as slopes, bounded likewise. Texels between the charts of an atlas copy the nearest one inside
+    (`painted_texels`).
 
     Vertices at one place are one vertex here, so that texture seams neither open nor look like boundaries;
     texture coordinates keep faces of their own.
@@ -56,7 +60,8 @@ class MeshScene:
     texel with Adam's.
 
     Args:
-        mesh: to start from. Texture needs UVs and a texture; geometry alone shows whatever colours there are.
+        mesh: to start from. Texture and normal map need UVs and a texture; geometry alone shows whatever
+            colours there are. A new normal map starts flat and has the texture's size.
         settings: what is optimised and how.
         views: where cameras are sampled from.
         seed: of the backgrounds.
@@ -83,15 +88,17 @@ class MeshScene:
         welded = self._place[mesh.faces]
         self.faces, self.uv_faces = self._tensor(welded), self._tensor(mesh.faces)
         self.uvs, self.colours = self._optional(mesh.uvs), self._optional(mesh.colours)
-        self.fixed_texture = self._optional(mesh.texture)
+        self.fixed_texture, self.fixed_slopes = self._optional(mesh.texture), self._slopes(mesh)
         self.edges, self.neighbours = find_edges(self.faces), neighbours(self.faces)
         self._lit = not mesh.unlit or (mesh.texture is None and mesh.colours is None)
         self.fixed_vertices = self._tensor(mesh.vertices[first])
         self.theta: dict[str, Tensor] = {}
         rates = self.settings.rates()
-        if self.settings.paints and self.fixed_texture is not None:
+        if self.settings.needs_atlas:
             surface, self._nearest = (self._tensor(index) for index in painted_texels(mesh))
-            self.theta["texture"] = self.fixed_texture.view(-1, 3)[surface]
+            for name, image in (("texture", self.fixed_texture), ("normal_map", self.fixed_slopes)):
+                if name in rates and image is not None:
+                    self.theta[name] = image.flatten(0, 1)[surface]
         if "vertices" in rates:
             self.preconditioner = Preconditioner(welded, len(first), self.settings.smoothing)
             self.theta["vertices"] = self.preconditioner.parameters(self.fixed_vertices)
@@ -102,10 +109,15 @@ class MeshScene:
             self._first_colour = self._mean_colour()
 
     def _check(self, mesh: Mesh) -> None:
-        if self.settings.paints and mesh.uvs is None:
+        if self.settings.needs_atlas and mesh.uvs is None:
             raise BadMesh("the mesh has no UVs, which its texture needs: unwrap it, then bake a texture")
-        if self.settings.paints and mesh.texture is None:
+        if self.settings.needs_atlas and mesh.texture is None:
             raise BadMesh("the mesh has no texture to optimise: bake one, of a plain colour if there is nothing else")
+        if "normal_map" in self.settings.rates() and self.settings.look == "colour" and mesh.unlit:
+            raise BadMesh(
+                "the light is in the mesh's colours, in which a normal map does not show: "
+                "set geometry_look to 'normal', or use a mesh that is lit"
+            )
         reach, nearest = float(np.linalg.norm(mesh.vertices, axis=1).max()), self.views.radius[0]
         if reach >= nearest:
             raise BadMesh(
@@ -119,6 +131,18 @@ class MeshScene:
     def _optional(self, values: np.ndarray | None) -> Tensor | None:
         return None if values is None else self._tensor(values)
 
+    def _slopes(self, mesh: Mesh) -> Tensor | None:
+        """Of its normal map, (H, W, 2); of the texture's size, and flat where there is none, if to be optimised."""
+        normal_map = mesh.normal_map
+        if "normal_map" in self.settings.rates() and mesh.texture is not None:
+            height, width = mesh.texture.shape[:2]
+            if normal_map is None:
+                return torch.zeros(height, width, 2, device=self.device)
+            if normal_map.shape != mesh.texture.shape:
+                v, u = np.meshgrid((np.arange(height) + 0.5) / height, (np.arange(width) + 0.5) / width, indexing="ij")
+                normal_map = sample_texture(normal_map, np.stack([u, v], axis=-1).astype(np.float32))
+        return None if normal_map is None else to_slopes(self._tensor(normal_map))
+
     def _make_optimiser(self) -> torch.optim.Adam:
         rates = self.settings.rates()
         groups = [{"params": [value.requires_grad_()], "lr": rates[name]} for name, value in self.theta.items()]
@@ -129,6 +153,8 @@ class MeshScene:
 
     @torch.no_grad()
     def _project(self) -> None:
+        if "normal_map" in self.theta:
+            self.theta["normal_map"].clamp_(-_STEEPEST, _STEEPEST)
         if "texture" not in self.theta:
             return
         texels, most = self.theta["texture"], self.settings.colour_drift
@@ -166,10 +192,17 @@ class MeshScene:
 
     def texture(self) -> Tensor | None:
         """The texture (H, W, 3) in [0, 1], if there is one; differentiable if it is optimised."""
-        texels = self.theta.get("texture")
-        if texels is None or self.fixed_texture is None:
-            return self.fixed_texture
-        return texels.index_select(0, self._nearest).view_as(self.fixed_texture)
+        return self._atlas("texture", self.fixed_texture)
+
+    def slopes(self) -> Tensor | None:
+        """The normal map as slopes (H, W, 2), if there is one; differentiable if it is optimised."""
+        return self._atlas("normal_map", self.fixed_slopes)
+
+    def _atlas(self, name: str, fixed: Tensor | None) -> Tensor | None:
+        texels = self.theta.get(name)
+        if texels is None or fixed is None:
+            return fixed
+        return texels.index_select(0, self._nearest).view_as(fixed)
 
     def render(self, views: Cameras) -> ObjectRender:
         """Images of the views at `settings.size`, each on a random colour of its own.
@@ -219,6 +252,9 @@ class MeshScene:
         paint = self.texture()
         if paint is not None:
             mesh = replace(mesh, texture=paint.detach().cpu().numpy())
+        slopes = self.slopes()
+        if slopes is not None and "normal_map" in self.theta:
+            mesh = replace(mesh, normal_map=to_normal_map(slopes.detach()).cpu().numpy())
         if "vertices" in self.theta:
             vertices = self.vertices().detach().cpu().numpy()[self._place]
             normals = None if mesh.normals is None else topology.vertex_normals(vertices, mesh.faces)
@@ -270,12 +306,16 @@ class _Surface:
         scene, fragments = self.scene, self.fragments
         paint = scene.texture()
         if paint is not None and scene.uvs is not None:
-            uv = interpolate(scene.uvs, scene.uv_faces, fragments)
-            width = footprint(scene.uvs, scene.uv_faces, fragments)
-            return texture.sample(texture.mipmaps(paint[None]), uv, fragments.view, width)
+            return self._texels(paint, scene.uvs)
         if scene.colours is not None:
             return interpolate(scene.colours, scene.uv_faces, fragments)
         return self.vertices.new_full((len(fragments.pixel), 3), BARE)
+
+    def _texels(self, image: Tensor, uvs: Tensor) -> Tensor:
+        """Of an image (H, W, C), (P, C)."""
+        uv = interpolate(uvs, self.scene.uv_faces, self.fragments)
+        width = footprint(uvs, self.scene.uv_faces, self.fragments)
+        return texture.sample(texture.mipmaps(image[None]), uv, self.fragments.view, width)
 
     def _light(self) -> Tensor:
         """Half Lambert from one direction, (P, 1) in [0, 1]: no side is so dark that its slopes vanish."""
@@ -290,9 +330,15 @@ class _Surface:
         return (position - origin).norm(dim=1, keepdim=True)
 
     def world_normal(self) -> Tensor:
-        """Outward, interpolated between the vertices, unit length."""
-        normals = vertex_normals(self.vertices, self.scene.faces)
-        return F.normalize(interpolate(normals, self.scene.faces, self.fragments), dim=1)
+        """Outward, interpolated between the vertices and bent by the normal map, unit length."""
+        scene, fragments = self.scene, self.fragments
+        normals = vertex_normals(self.vertices, scene.faces)
+        smooth = F.normalize(interpolate(normals, scene.faces, fragments), dim=1)
+        slopes = scene.slopes()
+        if slopes is None or scene.uvs is None:
+            return smooth
+        tangents = vertex_tangents(self.vertices, scene.faces, scene.uvs, scene.uv_faces, normals)
+        return bend(smooth, interpolate(tangents, scene.uv_faces, fragments), self._texels(slopes, scene.uvs))
 
     def normal(self) -> Tensor:
         """The map of normals in camera axes (right, up, towards the camera), from [-1, 1] to [0, 1]."""

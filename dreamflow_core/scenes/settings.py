@@ -8,7 +8,13 @@ from dataclasses import dataclass, field, replace
 from ..render.hashgrid import HashGridSettings
 
 BACKGROUNDS = ("random", "learned")
-TARGETS = ("texture", "geometry", "both")
+_OPTIMISED = {
+    "texture": ("texture",),
+    "geometry": ("vertices",),
+    "both": ("texture", "vertices"),
+    "normal_map": ("normal_map",),
+}
+TARGETS = tuple(_OPTIMISED)
 LOOKS = ("normal", "colour")
 
 
@@ -97,11 +103,13 @@ class MeshSettings:
     """What of a mesh is optimised, from which pictures, and how fast. The defaults suit 64 pixels on a CPU.
 
     Attributes:
-        optimise: "texture", "geometry" (the vertices; which ones form faces never changes), or "both".
-        geometry_look: what the prior sees while geometry alone is optimised: "normal", the map of normals
-            in camera axes, which shows every slope and leaves nothing to be explained by paint; or
-            "colour", the mesh as it looks, for a prior that has never seen a normal map. Where light is
-            baked into the colours, only outlines and the paint's place tell of the shape then.
+        optimise: "texture"; "geometry" (the vertices; which ones form faces never changes); "both"; or
+            "normal_map", slopes finer than the faces, which change how light falls and no outline.
+        geometry_look: what the prior sees while geometry or a normal map alone is optimised: "normal", the
+            normals in camera axes, which show every slope and leave nothing to be explained by paint; or
+            "colour", the mesh as it looks, for a prior that has never seen such pictures. Where light is
+            baked into the colours, only outlines and the paint's place tell of the shape then, and nothing
+            of a normal map.
         size: side of the images handed to the prior, in pixels.
         texture_rate: Adam's learning rate for texels, in colour from 0 to 1.
         colour_drift: most that the mean colour of what cameras see of the texture may move from where it
@@ -110,6 +118,7 @@ class MeshSettings:
         geometry_rate: Adam's learning rate for the vertices' parameters, in scene units; details take
             smaller steps, as they are smoothed. phi has to follow: where it lags behind the shape, the flow
             takes the shape's last move for a want of more, and the mesh swells without end.
+        normal_rate: Adam's learning rate for the normal map, in slopes.
         final_rate: share of the learning rates that is left at the end; they fall exponentially.
         smoothing: lambda of the vertices' preconditioning (`mesh.precondition`): a step moves
             neighbourhoods about sqrt(lambda) edges wide. Finer meshes and noisier priors want more; too
@@ -127,6 +136,7 @@ class MeshSettings:
     texture_rate: float = 0.02
     colour_drift: float = 1.0
     geometry_rate: float = 0.01
+    normal_rate: float = 0.03
     final_rate: float = 0.2
     smoothing: float = 10.0
     bending: float = 0.0
@@ -135,24 +145,23 @@ class MeshSettings:
         _one_of(self, "optimise", TARGETS)
         _one_of(self, "geometry_look", LOOKS)
         _at_least_one(self, "size")
-        _positive(self, "texture_rate", "geometry_rate", "final_rate")
+        _positive(self, "texture_rate", "geometry_rate", "normal_rate", "final_rate")
         _not_negative(self, "colour_drift", "smoothing", "bending")
 
     def rates(self) -> dict[str, float]:
-        """The learning rate at the start of each thing that is optimised, "texture" and "vertices"."""
-        rates = {"texture": self.texture_rate, "vertices": self.geometry_rate}
-        left_out = {"texture": "vertices", "geometry": "texture", "both": None}[self.optimise]
-        return {name: rate for name, rate in rates.items() if name != left_out}
+        """The learning rate at the start of each thing that is optimised: "texture", "vertices", "normal_map"."""
+        rates = {"texture": self.texture_rate, "vertices": self.geometry_rate, "normal_map": self.normal_rate}
+        return {name: rates[name] for name in _OPTIMISED[self.optimise]}
 
     @property
-    def paints(self) -> bool:
-        """Whether the texture is optimised."""
-        return "texture" in self.rates()
+    def needs_atlas(self) -> bool:
+        """Whether texels are optimised, which need a place in an atlas."""
+        return self.optimise != "geometry"
 
     @property
     def look(self) -> str:
         """What the prior sees: one of `LOOKS`."""
-        return self.geometry_look if self.optimise == "geometry" else "colour"
+        return "colour" if "texture" in self.rates() else self.geometry_look
 
 
 def _one_of(settings: object, name: str, allowed: tuple[str, ...]) -> None:

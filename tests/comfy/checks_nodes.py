@@ -7,6 +7,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import folder_paths
@@ -112,17 +113,23 @@ def check_a_stage_keeps_what_it_knows_nothing_of():
     source.normal_map, source.tangents = torch.rand(1, 8, 8, 3), torch.rand(1, 4, 4)
     source.material = {"roughness_factor": 0.3}
     before = meshes.read(source)
-    painted = Mesh(before.vertices, before.faces, before.uvs, 1 - before.texture, before.normals)
+    painted = replace(before, texture=1 - before.texture)
     result = meshes.changed(source, before, painted, moved=False)
     close(result.texture, 1 - source.texture, 1e-6)
     for name in ("vertices", "tangents", "normal_map"):
         same(getattr(result, name), getattr(source, name))
     assert result.material == source.material
-    moved = Mesh(before.vertices * 1.1, before.faces, before.uvs, before.texture, before.normals)
+    moved = replace(before, vertices=before.vertices * 1.1)
     result = meshes.changed(source, before, moved, moved=True)
     close(result.vertices, source.vertices * 1.1, 1e-6)
-    assert result.tangents is None and result.normal_map is not None
-    assert source.tangents is not None
+    # The tangents of the source were made for another shape.
+    same(result.normal_map, source.normal_map)
+    assert result.tangents.shape == source.tangents.shape and not result.tangents.equal(source.tangents)
+    bumpy = replace(before, normal_map=1 - before.normal_map)
+    result = meshes.changed(source, before, bumpy, moved=False)
+    close(result.normal_map, 1 - source.normal_map, 1e-6)
+    assert not result.tangents.equal(source.tangents)
+    same(result.vertices, source.vertices)
 
 
 def check_a_viewers_camera_looks_where_it_should():
