@@ -47,9 +47,10 @@ from dreamflow_core.priors.demo import DemoPrior
 from dreamflow_core.scenes.mesh import look_at
 from dreamflow_core.scenes.nerf import NeRFScene
 from dreamflow_core.state import make_generator, write_bytes
-from dreamflow_core.views import View
 
 VIEWS, SIZE, ELEVATION = 24, 64, 20.0
+FINEST_TURN = 5.0
+"""Degrees; the azimuth is free, so an object is compared turned by the best multiple of this."""
 WHITE = (0.97, 0.97, 0.97)
 FACING = ("car", "duck", "rabbit")
 """Shapes whose front and back differ."""
@@ -118,7 +119,7 @@ def measure(look: Look, true: Truth, judge: Judge | None) -> dict[str, Any]:
     """How what a look shows compares with the truth; shares are of views."""
     view = look(orbit(VIEWS, ELEVATION, truth.CAMERA_RADIUS, truth.CAMERA_FOV), SIZE)
     pictures = view.on(WHITE)
-    turn, overlap, psnr = best_turn(view, pictures, true)
+    turn, overlap, psnr = best_turn(look, true)
     row: dict[str, Any] = {
         "iou": overlap.mean().item(),
         "least_iou": overlap.min().item(),
@@ -139,17 +140,21 @@ def measure(look: Look, true: Truth, judge: Judge | None) -> dict[str, Any]:
     return row
 
 
-def best_turn(view: View, pictures: Tensor, true: Truth) -> tuple[float, Tensor, float]:
-    """Degrees by which the object has to be turned to fit best, and its overlaps (24,) and PSNR then."""
+def best_turn(look: Look, true: Truth) -> tuple[float, Tensor, float]:
+    """Degrees by which the object has to be turned to fit best, to `FINEST_TURN`; its overlaps (24,) and PSNR then."""
+    cameras, apart = orbit(VIEWS, ELEVATION, truth.CAMERA_RADIUS, truth.CAMERA_FOV), 360 / VIEWS
+    solid = true.surface.alpha > 0.5
     found = []
-    for step in range(VIEWS):
-        alpha, shown = view.alpha.roll(step, 0) > 0.5, pictures.roll(step, 0)
-        solid = true.surface.alpha > 0.5
-        overlap = (alpha & solid).sum((1, 2, 3)) / (alpha | solid).sum((1, 2, 3)).clamp_min(1)
-        psnr = float(-10 * (shown - true.pictures).square().mean().log10())
-        # Patterns have random phases, so their pictures say little; of symmetric outlines the picture decides.
-        fit = psnr if true.description.pattern == "plain" else 100 * overlap.mean().item() + psnr
-        found.append((fit, (step * 360 / VIEWS + 180) % 360 - 180, overlap, psnr))
+    for finer in torch.arange(0, apart, FINEST_TURN).tolist():
+        view = look(replace(cameras, azimuth=cameras.azimuth - finer), SIZE)
+        pictures = view.on(WHITE)
+        for step in range(VIEWS):
+            alpha, shown = view.alpha.roll(step, 0) > 0.5, pictures.roll(step, 0)
+            overlap = (alpha & solid).sum((1, 2, 3)) / (alpha | solid).sum((1, 2, 3)).clamp_min(1)
+            psnr = float(-10 * (shown - true.pictures).square().mean().log10())
+            # Patterns have random phases, so their pictures say little; of symmetric outlines the picture decides.
+            fit = psnr if true.description.pattern == "plain" else 100 * overlap.mean().item() + psnr
+            found.append((fit, (step * apart + finer + 180) % 360 - 180, overlap, psnr))
     return max(found, key=lambda entry: entry[0])[1:]
 
 

@@ -14,11 +14,24 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-VIEW_NAMES = ("front", "side", "back", "overhead", "below")
-
-OVERHEAD_ELEVATION = 35.0
+VIEW_WORDING = {
+    "front": "front view",
+    "front-quarter": "front three-quarter view",
+    "side": "side view",
+    "back-quarter": "rear three-quarter view",
+    "back": "back view",
+    "overhead": "overhead view",
+    "below": "view from below",
+}
+"""The names of views, and what a prompt says of them unless told otherwise. The quarters, halfway to the side,
+keep a prompt close to what the camera sees: with front, side and back alone an object may turn by 45 degrees."""
+VIEW_NAMES = tuple(VIEW_WORDING)
+AROUND = VIEW_NAMES[:5]
+"""The names of level views by azimuth, to either side of the front: a sector of `SECTOR` degrees each."""
+SECTOR = 45.0
+OVERHEAD_ELEVATION = 50.0
 """A view from higher than this is named overhead, whatever its azimuth."""
-BELOW_ELEVATION = -15.0
+BELOW_ELEVATION = -30.0
 """A view from lower than this is named below, whatever its azimuth."""
 
 
@@ -130,7 +143,7 @@ def view_name(azimuth: float, elevation: float) -> str:
     if elevation < BELOW_ELEVATION:
         return "below"
     off_front = abs((azimuth + 180.0) % 360.0 - 180.0)
-    return "front" if off_front <= 45.0 else "back" if off_front >= 135.0 else "side"
+    return AROUND[round(off_front / SECTOR)]
 
 
 def orbit(views: int, elevation: float, radius: float, fov: float) -> Cameras:

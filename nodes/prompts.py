@@ -6,19 +6,23 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..dreamflow_core.cameras import BELOW_ELEVATION, OVERHEAD_ELEVATION
+from ..dreamflow_core.cameras import AROUND, BELOW_ELEVATION, OVERHEAD_ELEVATION, SECTOR, VIEW_WORDING
 from .conditioning import Conditioning, tag_view
 
-_AROUND, _LEVEL = (-180.0, 180.0), (BELOW_ELEVATION, OVERHEAD_ELEVATION)
+_ALL_AROUND = (-180.0, 180.0)
 
-VIEWS = {
-    "front": ("front view", [(-45.0, 45.0)], _LEVEL),
-    "side": ("side view", [(45.0, 135.0), (-135.0, -45.0)], _LEVEL),
-    "back": ("back view", [(135.0, 225.0)], _LEVEL),
-    "overhead": ("overhead view", [_AROUND], (OVERHEAD_ELEVATION, 90.0)),
-    "below": ("view from below", [_AROUND], (-90.0, BELOW_ELEVATION)),
-}
-"""Default words, azimuths and elevations of each view in `cameras.VIEW_NAMES`."""
+
+def view_range(name: str) -> tuple[list[tuple[float, float]], tuple[float, float]]:
+    """Azimuths and elevations (degrees) of the views that `cameras.view_name` gives this name."""
+    if name == "overhead":
+        return [_ALL_AROUND], (OVERHEAD_ELEVATION, 90.0)
+    if name == "below":
+        return [_ALL_AROUND], (-90.0, BELOW_ELEVATION)
+    middle = AROUND.index(name) * SECTOR
+    azimuths = [(middle - SECTOR / 2, middle + SECTOR / 2)]
+    if name not in (AROUND[0], AROUND[-1]):
+        azimuths.append((-middle - SECTOR / 2, -middle + SECTOR / 2))
+    return azimuths, (BELOW_ELEVATION, OVERHEAD_ELEVATION)
 
 
 class DreamFlowViewPrompt(io.ComfyNode):
@@ -28,7 +32,7 @@ class DreamFlowViewPrompt(io.ComfyNode):
             io.String.Input(
                 name, default=default, tooltip=f"Added to the text for {name} views; empty adds nothing.", optional=True
             )
-            for name, (default, _, _) in VIEWS.items()
+            for name, default in VIEW_WORDING.items()
         ]
         return io.Schema(
             node_id="DreamFlowViewPrompt",
@@ -52,9 +56,9 @@ class DreamFlowViewPrompt(io.ComfyNode):
                 "the clip input is empty: the checkpoint may have no text encoder, load one with Load CLIP"
             )
         entries: Conditioning = []
-        for name, (default, azimuths, elevations) in VIEWS.items():
+        for name, default in VIEW_WORDING.items():
             prompt = ", ".join(part for part in (text, words.get(name, default)) if part)
-            entries += tag_view(clip.encode_from_tokens_scheduled(clip.tokenize(prompt)), azimuths, elevations)
+            entries += tag_view(clip.encode_from_tokens_scheduled(clip.tokenize(prompt)), *view_range(name))
         return io.NodeOutput(entries)
 
 
@@ -70,7 +74,7 @@ class DreamFlowViewRange(io.ComfyNode):
                 io.Conditioning.Input("conditioning"),
                 io.Float.Input(
                     "azimuth_from",
-                    default=_AROUND[0],
+                    default=_ALL_AROUND[0],
                     min=-360.0,
                     max=360.0,
                     step=1.0,
@@ -78,7 +82,7 @@ class DreamFlowViewRange(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "azimuth_to",
-                    default=_AROUND[1],
+                    default=_ALL_AROUND[1],
                     min=-360.0,
                     max=720.0,
                     step=1.0,

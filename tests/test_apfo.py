@@ -18,7 +18,7 @@ from dreamflow_core.scenes.image import ImageScene
 from dreamflow_core.schedule import Schedule, log_uniform
 from dreamflow_core.state import BadFile, load_state, save_state
 
-TINY = ModelConfig(16, 2, (16, 32), (1, 1), (1, 1), (False, True), 32, 8, sigma_min=0.02, sigma_max=20.0)
+TINY = ModelConfig(16, 2, (16, 32), (1,), (1,), (False,), 1, 32, 8, sigma_min=0.02, sigma_max=20.0)
 
 
 def tiny_model() -> DemoModel:

@@ -44,14 +44,17 @@ def test_rays_from_the_front():
     "azimuth,elevation,name",
     [
         (0, 0, "front"),
-        (-44, 0, "front"),
+        (-22, 0, "front"),
+        (-44, 0, "front-quarter"),
+        (400, 0, "front-quarter"),
         (359, 10, "front"),
         (90, 0, "side"),
         (-90, 0, "side"),
         (180, 0, "back"),
-        (-140, 0, "back"),
-        (0, 50, "overhead"),
-        (180, -30, "below"),
+        (-140, 0, "back-quarter"),
+        (200, 49, "back"),
+        (0, 51, "overhead"),
+        (180, -31, "below"),
     ],
 )
 def test_view_names(azimuth, elevation, name):

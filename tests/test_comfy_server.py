@@ -7,12 +7,14 @@ import json
 import re
 import urllib.request
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import trimesh
 from browser import Browser
 from comfyui import ROOT, Server
 from PIL import Image
@@ -21,7 +23,9 @@ from safetensors.torch import save_file
 
 from dreamflow_core.demo.model import MODELS, load_model
 from dreamflow_core.mesh import topology
-from dreamflow_core.mesh.files import load_mesh
+from dreamflow_core.mesh.files import load_mesh, save_mesh
+from dreamflow_core.mesh.mesh import Mesh
+from dreamflow_core.mesh.unwrap import unwrap
 from dreamflow_core.priors.demo import DemoPrior
 from dreamflow_core.sampler import heun
 from dreamflow_core.schedule import karras
@@ -416,6 +420,26 @@ def test_a_lora_in_one_stage_changes_that_stage_and_no_other(server: Server, cli
     client.run(again)
     again["sampled"]["inputs"]["seed"] = 1
     np.testing.assert_array_equal(pictures(client, again)[0], untouched[0])
+
+
+def test_a_lit_mesh_gets_a_normal_map(server: Server, client: ComfyUI, tmp_path: Path):
+    ball = trimesh.creation.icosphere(2, 0.75)
+    mesh, _ = unwrap(Mesh(ball.vertices, ball.faces), 64)
+    lit = replace(mesh, texture=np.full((64, 64, 3), 0.5, dtype=np.float32), unlit=False)
+    save_mesh(server.base / "input" / "3d" / "lit.glb", lit)
+    tuned = stage("DreamFlowMeshTune", mesh=["loaded", 0], optimise="normal_map")
+    workflow = {
+        **tuned,
+        "loaded": node("Load3DAdvanced", model_file="3d/lit.glb", viewport_state={}, width=64, height=64),
+        "file": node("SaveGLB", mesh=["stage", 0], filename_prefix="3d/bent"),
+    }
+    (file,) = [f for f in saved_files(client.run(workflow)) if f["filename"].endswith(".glb")]
+    path = tmp_path / "bent.glb"
+    path.write_bytes(client.download(file))
+    bent = load_mesh(path)
+    assert bent.normal_map is not None and np.abs(bent.normal_map - [0.5, 0.5, 1.0]).max() > 0.02
+    np.testing.assert_allclose(bent.vertices, lit.vertices, atol=1e-6)
+    np.testing.assert_allclose(bent.texture, lit.texture, atol=1 / 255)
 
 
 SETTINGS = {"Comfy.TutorialCompleted": True, "Comfy.Workflow.Persist": False}

@@ -30,6 +30,8 @@ def cameras(*angles: tuple[float, float]):
         ),
         ("spotted pink star from above", Description("star", "pink", None, "spotted", "overhead")),
         ("grey background", Description(background="gray")),
+        ("a car, rear three-quarter view", Description("car", pattern="plain", view="back-quarter")),
+        ("a car, front quarter view", Description("car", pattern="plain", view="front-quarter")),
     ],
 )
 def test_parse(prompt, expected):
@@ -38,7 +40,7 @@ def test_parse(prompt, expected):
 
 def test_every_description_survives_its_words():
     descriptions = all_descriptions(SLOTS)
-    assert len(descriptions) == 8 * 5 * 4 * (8 + 3 * 8 * 7)
+    assert len(descriptions) == 8 * 7 * 4 * (8 + 3 * 8 * 7)
     assert all(parse(d.prompt()) == d for d in descriptions[::7])
 
 

@@ -21,13 +21,13 @@ from dreamflow_core.demo.model import (
     load_model,
     save_model,
 )
-from dreamflow_core.demo.train import Muon, Recipe, Run, learning_rate_factor, orthogonalise, sample_sigma
+from dreamflow_core.demo.train import Muon, Recipe, Run, learning_rate, orthogonalise, sample_sigma
 from dreamflow_core.sampler import heun
 from dreamflow_core.schedule import log_uniform
 from dreamflow_core.state import BadFile, save_state
 
-CONFIG = ModelConfig(16, 2, (16, 32), (1, 1), (1, 1), (False, True), 32, 8, sigma_min=0.02, sigma_max=20.0)
-RECIPE = Recipe(CONFIG, views=4, steps=6, log_sigma=(-0.3, 1.5), batch=8, warmup=2)
+CONFIG = ModelConfig(16, 2, (16, 32), (1,), (1,), (False,), 1, 32, 8, sigma_min=0.02, sigma_max=20.0)
+RECIPE = Recipe(CONFIG, views=4, cycles=((6, 4e-3),), log_sigma=(-0.3, 1.5), batch=8, warmup=2)
 CPU = torch.device("cpu")
 needs_judge = pytest.mark.skipif(
     not (WEIGHTS / "judge.safetensors").exists(),
@@ -57,7 +57,7 @@ def test_training_resumes_bit_equal(bank, tmp_path: Path):
 
 
 def test_training_lowers_the_loss(bank):
-    run = Run(replace(RECIPE, steps=120, batch=16), CPU)
+    run = Run(replace(RECIPE, cycles=((120, 4e-3),), batch=16), CPU)
     losses = [run.advance(bank) for _ in range(120)]
     # 1 is the loss of a network that predicts nothing.
     assert sum(losses[:5]) / 5 > 1
@@ -94,11 +94,13 @@ def test_attention_scores_depend_on_where_cells_lie_to_each_other():
     assert not torch.allclose(scores[0, 0, 2, 1], scores[0, 0, 1, 2], atol=0.1)
 
 
-def test_learning_rate_warms_up_and_ends_at_nothing():
-    recipe = replace(RECIPE, steps=100, warmup=10, decay=0.5)
-    rates = [learning_rate_factor(step, recipe) for step in range(101)]
-    assert rates[0] == pytest.approx(0.1) and rates[9] == 1 and rates[50] == 1
-    assert rates[75] == pytest.approx(0.5) and rates[100] == 0
+def test_learning_rate_warms_up_and_falls_to_nothing_in_every_cycle():
+    recipe = replace(RECIPE, cycles=((100, 4e-3), (40, 2e-3)), warmup=10, decay=0.5)
+    rates = [learning_rate(step, recipe) for step in range(141)]
+    assert rates[:10] == pytest.approx([4e-4 * step for step in range(1, 11)]) and rates[50] == 4e-3
+    assert rates[75] == pytest.approx(2e-3) and rates[99] == pytest.approx(8e-5)
+    assert rates[100] == pytest.approx(2e-4) and rates[120] == 2e-3 and rates[130] == pytest.approx(1e-3)
+    assert rates[140] == 0 and recipe.steps == 140
 
 
 def test_noise_levels_are_log_normal():

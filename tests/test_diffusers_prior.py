@@ -227,13 +227,14 @@ def test_levels_do_not_depend_on_the_sampler(pipes, folders, kind, tmp_path):
 
 def test_each_view_has_its_wording(pipes):
     views = Cameras(
-        azimuth=torch.tensor([0.0, 90.0, 180.0, 0.0, 0.0]),
-        elevation=torch.tensor([0.0, 0.0, 0.0, 60.0, -60.0]),
-        radius=torch.full((5,), 2.0),
-        fov=torch.full((5,), 40.0),
+        azimuth=torch.tensor([0.0, 45.0, 90.0, -135.0, 180.0, 0.0, 0.0]),
+        elevation=torch.tensor([0.0, 0.0, 0.0, 0.0, 0.0, 60.0, -60.0]),
+        radius=torch.full((7,), 2.0),
+        fov=torch.full((7,), 40.0),
     )
-    endings = ["front view", "side view", "back view", "overhead view", "view from below"]
-    z_t = random(5, 4, 8, 8)
+    around = ["front view", "front three-quarter view", "side view", "rear three-quarter view", "back view"]
+    endings = [*around, "overhead view", "view from below"]
+    z_t = random(7, 4, 8, 8)
     with torch.no_grad():
         together = DiffusersPrior(pipes["sdxl"], "cat", NEGATIVE).denoise(z_t, 2.0, views, guided=True)
         for i, ending in enumerate(endings):

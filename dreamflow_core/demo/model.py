@@ -35,10 +35,10 @@ class ModelConfig:
         size: images are size x size pixels.
         patch: pixels per cell of the finest feature grid.
         channels: feature channels at the finest grid and at each halving below it.
-        encoder_blocks: residual blocks per level on the way down.
-        decoder_blocks: residual blocks per level on the way up.
-        attention: per level, whether every block ends with self-attention; the coarsest always has one
-            layer between its two halves.
+        encoder_blocks: residual blocks on the way down, per level above the coarsest.
+        decoder_blocks: residual blocks on the way up, likewise.
+        attention: per level above the coarsest, whether every block ends with self-attention.
+        layers: transformer layers on the coarsest grid.
         embedding: width of the conditioning vector.
         token: width of a word embedding.
         sigma_min, sigma_max: the noise levels it was trained for.
@@ -50,6 +50,7 @@ class ModelConfig:
     encoder_blocks: tuple[int, ...]
     decoder_blocks: tuple[int, ...]
     attention: tuple[bool, ...]
+    layers: int
     embedding: int
     token: int
     sigma_min: float
@@ -138,38 +139,58 @@ class ResBlock(nn.Module):
         return self.attention(self.skip(x) + h)
 
 
+class Layer(nn.Module):
+    """A transformer layer over the cells of a feature grid: attention, then a modulated feed-forward part."""
+
+    def __init__(self, width: int, embedding: int):
+        super().__init__()
+        self.attention = Attention(width)
+        self.norm = nn.GroupNorm(8, width)
+        self.modulation = nn.Linear(embedding, 2 * width)
+        self.wide, self.out = nn.Conv2d(width, 4 * width, 1), nn.Conv2d(4 * width, width, 1)
+        _start_at_zero(self.out)
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        x = self.attention(x)
+        scale, shift = self.modulation(embedding)[:, :, None, None].chunk(2, dim=1)
+        return x + self.out(F.silu(self.wide(torch.addcmul(shift, self.norm(x), 1 + scale))))
+
+
+class Trunk(nn.Module):
+    """The coarsest grid: transformer layers, where what the whole picture shows is settled."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.layers = nn.ModuleList(Layer(config.channels[-1], config.embedding) for _ in range(config.layers))
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = layer(x, embedding)
+        return x
+
+
 class Level(nn.Module):
     """One resolution of the U-Net with everything coarser inside it."""
 
     def __init__(self, config: ModelConfig, depth: int):
         super().__init__()
-        width, embedding = config.channels[depth], config.embedding
+        width, below, embedding = config.channels[depth], config.channels[depth + 1], config.embedding
 
         def block(inputs: int) -> ResBlock:
             return ResBlock(inputs, width, embedding, config.attention[depth])
 
         self.encoder = nn.ModuleList(block(width) for _ in range(config.encoder_blocks[depth]))
-        self.is_coarsest = depth + 1 == len(config.channels)
-        if self.is_coarsest:
-            self.attention = Attention(width)
-        else:
-            below = config.channels[depth + 1]
-            self.down = nn.Conv2d(width, below, 3, stride=2, padding=1)
-            self.inner = Level(config, depth + 1)
-            self.up = nn.Conv2d(below, width, 1)
+        self.down = nn.Conv2d(width, below, 3, stride=2, padding=1)
+        self.inner = Level(config, depth + 1) if depth + 2 < len(config.channels) else Trunk(config)
+        self.up = nn.Conv2d(below, width, 1)
         inputs = [2 * width] + [width] * (config.decoder_blocks[depth] - 1)
         self.decoder = nn.ModuleList(block(i) for i in inputs)
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        skip = x
         for block in self.encoder:
             x = block(x, embedding)
-        if self.is_coarsest:
-            x = self.attention(x)
-        else:
-            skip = x
-            x = self.up(F.interpolate(self.inner(self.down(x), embedding), scale_factor=2.0))
-        x = torch.cat([x, skip], dim=1)
+        coarse = self.up(F.interpolate(self.inner(self.down(x), embedding), scale_factor=2.0))
+        x = torch.cat([coarse, x], dim=1)
         for block in self.decoder:
             x = block(x, embedding)
         return x
@@ -217,12 +238,8 @@ class DemoModel(nn.Module):
         return F.pixel_shuffle(self.output(h), self.config.patch)
 
 
-BASE = ModelConfig(
-    64, 2, (32, 64, 160), (1, 1, 2), (1, 1, 2), (False, True, True), 256, 32, sigma_min=0.01, sigma_max=40.0
-)
-REFINER = ModelConfig(
-    128, 2, (24, 48, 96), (1, 1, 1), (1, 1, 2), (False, False, False), 192, 32, sigma_min=0.005, sigma_max=2.0
-)
+BASE = ModelConfig(64, 2, (48, 96, 192), (1, 1), (1, 1), (False, True), 6, 256, 32, sigma_min=0.01, sigma_max=40.0)
+REFINER = ModelConfig(128, 2, (24, 48, 96), (1, 1), (1, 1), (False, False), 3, 192, 32, sigma_min=0.005, sigma_max=2.0)
 
 
 def save_model(model: DemoModel, path: Path, metadata: dict[str, str]) -> None:

@@ -32,26 +32,30 @@ class Recipe:
     Attributes:
         model: its size.
         views: traced views per shape.
-        steps: optimiser steps.
-        decay: share of the steps, at the end, over which the learning rate falls linearly to 0.
+        cycles: optimiser steps and highest learning rate of each cycle: the rate warms up, stays, and
+            falls to 0, and then a next cycle warms up again (warm restarts, Loshchilov and Hutter 2017).
+        decay: share of a cycle, at its end, over which the learning rate falls linearly to 0.
         log_sigma: mean and standard deviation of ln(sigma).
     """
 
     model: ModelConfig
     views: int
-    steps: int
+    cycles: tuple[tuple[int, float], ...]
     log_sigma: tuple[float, float]
     batch: int = 32
-    learning_rate: float = 4e-3
     warmup: int = 100
     decay: float = 1.0
     average: float = 0.998
     seed: int = 0
 
+    @property
+    def steps(self) -> int:
+        return sum(steps for steps, _ in self.cycles)
+
 
 RECIPES = {
-    "base": Recipe(BASE, views=600, steps=20000, log_sigma=(0.3, 1.7)),
-    "refiner": Recipe(REFINER, views=150, steps=3000, log_sigma=(-1.6, 1.1), batch=16, decay=0.75),
+    "base": Recipe(BASE, views=600, cycles=((8500, 4e-3), (8000, 3e-3)), log_sigma=(0.3, 1.7)),
+    "refiner": Recipe(REFINER, views=150, cycles=((2000, 4e-3),), log_sigma=(-1.6, 1.1), batch=16, decay=0.75),
 }
 
 
@@ -74,7 +78,7 @@ class Muon(torch.optim.Optimizer):
     weights that grow without bound learn slower and slower.
     """
 
-    def __init__(self, params, lr: float, momentum: float = 0.95, weight_decay: float = 0.1):
+    def __init__(self, params, lr: float = 0.0, momentum: float = 0.95, weight_decay: float = 0.1):
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()
@@ -89,7 +93,7 @@ class Muon(torch.optim.Optimizer):
                 p.mul_(1 - group["lr"] * group["weight_decay"]).add_(update.view_as(p), alpha=-group["lr"])
 
 
-def make_optimisers(model: DemoModel, learning_rate: float) -> list[torch.optim.Optimizer]:
+def make_optimisers(model: DemoModel) -> list[torch.optim.Optimizer]:
     matrices: list[nn.Parameter] = []
     others: list[nn.Parameter] = []
     ends = (model.output.weight, model.input.weight)
@@ -97,13 +101,16 @@ def make_optimisers(model: DemoModel, learning_rate: float) -> list[torch.optim.
         for p in module.parameters(recurse=False):
             hidden = isinstance(module, (nn.Conv2d, nn.Linear)) and p.ndim > 1 and not any(p is end for end in ends)
             (matrices if hidden else others).append(p)
-    return [Muon(matrices, lr=learning_rate), torch.optim.Adam(others, lr=learning_rate, betas=(0.9, 0.99))]
+    return [Muon(matrices), torch.optim.Adam(others, betas=(0.9, 0.99))]
 
 
-def learning_rate_factor(step: int, recipe: Recipe) -> float:
-    """Warm-up, plateau, linear decay; in [0, 1]."""
-    left = (recipe.steps - step) / (recipe.decay * recipe.steps)
-    return min(1.0, (step + 1) / recipe.warmup, left)
+def learning_rate(step: int, recipe: Recipe) -> float:
+    """Warm-up, plateau and linear decay of the cycle that `step` is in."""
+    for steps, highest in recipe.cycles:
+        if step < steps:
+            return highest * min(1.0, (step + 1) / recipe.warmup, (steps - step) / (recipe.decay * steps))
+        step -= steps
+    return 0.0
 
 
 def sample_sigma(count: int, recipe: Recipe, generator: torch.Generator) -> Tensor:
@@ -130,7 +137,7 @@ class Run:
             torch.manual_seed(recipe.seed)
             self.model = DemoModel(recipe.model).to(device)
         self.average = {name: p.detach().clone() for name, p in self.model.named_parameters()}
-        self.optimisers = make_optimisers(self.model, recipe.learning_rate)
+        self.optimisers = make_optimisers(self.model)
         self.generator = torch.Generator().manual_seed(recipe.seed + 1)
         self.seconds = 0.0
 
@@ -146,7 +153,7 @@ class Run:
         loss.backward()
         for optimiser in self.optimisers:
             for group in optimiser.param_groups:
-                group["lr"] = recipe.learning_rate * learning_rate_factor(self.step, recipe)
+                group["lr"] = learning_rate(self.step, recipe)
             optimiser.step()
             optimiser.zero_grad()
         self.step += 1
@@ -186,7 +193,7 @@ def train(name: str, work: Path, out: Path, steps: int | None = None, every: int
     """Train one of `RECIPES`, keeping checkpoints and traced views in `work`, and write it to `out`."""
     recipe = RECIPES[name]
     if steps is not None:
-        recipe = replace(recipe, steps=steps)
+        recipe = replace(recipe, cycles=((steps, recipe.cycles[0][1]),))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     bank = SurfaceBank(recipe.model.size, recipe.views, "model", seed=recipe.seed, cache=work)
     run, checkpoint = Run(recipe, device), work / f"{name}.safetensors"

@@ -25,12 +25,15 @@ SLOTS: dict[str, tuple[str, ...]] = {
 }
 """Values of each field of a `Description`, in the order in which the model knows them."""
 
+_QUARTER = re.compile(r"\b(front|back|rear)[ -](?:three-)?quarter\b")
 _SYNONYMS = {
     "grey": "gray",
     "above": "overhead",
     "underneath": "below",
     "under": "below",
     "behind": "back",
+    "rear": "back",
+    "rear-quarter": "back-quarter",
     "checked": "checkered",
     "dotted": "spotted",
 }
@@ -78,7 +81,7 @@ def parse(prompt: str) -> Description:
         ValueError: a slot is named twice (two shapes, three colours...).
     """
     found: dict[str, str] = {}
-    for word in re.findall(r"[^\s,.;]+", prompt.lower()):
+    for word in re.findall(r"[^\s,.;]+", _QUARTER.sub(r"\1-quarter", prompt.lower())):
         word = _SYNONYMS.get(word, word)
         if word in _FILLERS:
             continue

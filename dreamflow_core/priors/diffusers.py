@@ -18,19 +18,10 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from ..cameras import Cameras
+from ..cameras import VIEW_WORDING, Cameras
 from ..parameterisation import Parameterisation, eps, v
 from ..prior import Look, Session, T, guide
 from ..state import BadFile
-
-VIEW_WORDING = {
-    "front": "front view",
-    "side": "side view",
-    "back": "back view",
-    "overhead": "overhead view",
-    "below": "view from below",
-}
-"""What is added to the positive prompt for each of `cameras.VIEW_NAMES`."""
 
 _PIPELINES = (
     "StableDiffusionPipeline",

@@ -19,26 +19,25 @@ from comfy_execution.graph import DynamicPrompt
 from comfy_extras.nodes_gaussian_splat import _lookat_camera_info
 from comfy_extras.nodes_save_3d import MeshToFile3D
 from helpers import close, same
-from pack.dreamflow_core.cameras import orbit, view_name
+from pack.dreamflow_core.cameras import VIEW_NAMES, orbit, view_name
 from pack.dreamflow_core.mesh.mesh import BadMesh, Mesh
 from pack.dreamflow_core.state import BadFile
 from pack.dreamflow_core.views import ViewRange
 from pack.nodes import meshes, running
 from pack.nodes.conditioning import entries_for, tag_view
 from pack.nodes.control import DreamFlowControlNet
-from pack.nodes.prompts import VIEWS
+from pack.nodes.prompts import view_range
 from pack.nodes.render import from_viewer
 from pack.nodes.scheduler import DreamFlowScheduler
 from pack.nodes.stages import DreamFlowMeshRefine, DreamFlowMeshTune
 
 
 def check_each_view_has_the_one_wording_that_cameras_name():
-    entries = [entry for _, *where in VIEWS.values() for entry in tag_view([[None, {}]], *where)]
-    names = list(VIEWS)
+    entries = [entry for name in VIEW_NAMES for entry in tag_view([[None, {}]], *view_range(name))]
     for azimuth in np.arange(-179.5, 180, 3.0):
         for elevation in np.arange(-88.5, 89, 3.0):
             (place,) = entries_for(entries, azimuth, elevation)
-            assert names[place] == view_name(azimuth, elevation), (azimuth, elevation)
+            assert VIEW_NAMES[place] == view_name(azimuth, elevation), (azimuth, elevation)
 
 
 def tetrahedron(**attributes) -> Mesh:
