@@ -62,6 +62,12 @@ def _start_at_zero(layer: nn.Conv2d | nn.Linear) -> None:
         nn.init.zeros_(parameter)
 
 
+def _modulate(x: Tensor, modulation: Tensor) -> Tensor:
+    """Features (B, C, h, w) scaled and shifted, channel by channel, by a modulation (B, 2 C)."""
+    scale, shift = modulation[:, :, None, None].chunk(2, dim=1)
+    return torch.addcmul(shift, x, 1 + scale)
+
+
 class TextEncoder(nn.Module):
     """One learned vector per slot value: descriptions -> (B, slots, token)."""
 
@@ -133,9 +139,8 @@ class ResBlock(nn.Module):
         _start_at_zero(self.conv2)
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        h = self.conv1(F.silu(self.norm1(x)))
-        scale, shift = self.modulation(embedding)[:, :, None, None].chunk(2, dim=1)
-        h = self.conv2(F.silu(torch.addcmul(shift, self.norm2(h), 1 + scale)))
+        h = self.norm2(self.conv1(F.silu(self.norm1(x))))
+        h = self.conv2(F.silu(_modulate(h, self.modulation(embedding))))
         return self.attention(self.skip(x) + h)
 
 
@@ -152,8 +157,7 @@ class Layer(nn.Module):
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         x = self.attention(x)
-        scale, shift = self.modulation(embedding)[:, :, None, None].chunk(2, dim=1)
-        return x + self.out(F.silu(self.wide(torch.addcmul(shift, self.norm(x), 1 + scale))))
+        return x + self.out(F.silu(self.wide(_modulate(self.norm(x), self.modulation(embedding)))))
 
 
 class Trunk(nn.Module):
