@@ -126,6 +126,14 @@ def test_pattern_fills_its_known_share_of_space(kind, share):
     assert mask.mean().item() == pytest.approx(share, abs=0.01)
 
 
+def test_variety_widens_scales_and_directions():
+    one, two = (truth.Pattern.sample("striped", 2000, torch.Generator().manual_seed(0), v) for v in (1.0, 2.0))
+    assert one.frequency.std() * 2 == pytest.approx(two.frequency.std().item(), rel=1e-4)
+    assert one.frequency.mean() == pytest.approx(two.frequency.mean().item(), rel=0.01)
+    angle = [(p.frame[:, 0] @ p.frame[:, 0].mean(0)).clamp(max=1).arccos().mean() for p in (one, two)]
+    assert angle[1] / angle[0] == pytest.approx(2, rel=0.1)
+
+
 def test_painted_colours_are_the_palette_in_the_light():
     surface = truth.trace("sphere", cameras((0, 0)), 64)
     colour, black = torch.tensor([truth.COLOURS["cyan"]]), torch.zeros(1, 3)

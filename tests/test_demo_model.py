@@ -10,6 +10,7 @@ import pytest
 import torch
 from gaussian import GaussianPrior
 
+from dreamflow_core.demo import train
 from dreamflow_core.demo.dataset import SurfaceBank
 from dreamflow_core.demo.model import (
     MODELS,
@@ -140,6 +141,30 @@ def test_heun_solves_a_gaussian_flow():
     assert errors[2] < 1e-3
     assert errors[0] / errors[1] == pytest.approx(4, rel=0.3)
     assert errors[1] / errors[2] == pytest.approx(4, rel=0.2)
+
+
+def test_stochastic_sampling_keeps_the_distribution_and_forgets_its_start():
+    """Samples of a Gaussian stay N(mu, s^2 + low^2), and no longer depend on the noise that they began with."""
+    mu, s, high, low = 0.4, 0.5, 10.0, 0.1
+    generator = torch.Generator().manual_seed(1)
+    noise = torch.randn(4000, 1, 2, 2, dtype=torch.float64, generator=generator) + mu / high
+    made = heun(GaussianPrior(mu, s), noise, log_uniform(high, low, 60).double(), churn=0.2, generator=generator)
+    assert made.mean().item() == pytest.approx(mu, abs=0.02)
+    assert made.std().item() == pytest.approx(math.hypot(s, low), rel=0.02)
+    correlation = torch.corrcoef(torch.stack([noise.flatten(), made.flatten()]))[0, 1]
+    assert correlation < 0.2
+
+
+def test_training_goes_on_from_the_weights_of_the_recipe_before(monkeypatch, tmp_path: Path):
+    recipes = {"first": replace(RECIPE, variety=2.0), "second": replace(RECIPE, start="first")}
+    monkeypatch.setattr(train, "RECIPES", recipes)
+    monkeypatch.setattr(train, "learning_rate", lambda step, recipe: 4e-3 if recipe.start is None else 0.0)
+    train.train("second", tmp_path, tmp_path / "out.safetensors")
+    first = load_model(tmp_path / "demo-first.safetensors").state_dict()
+    second = load_model(tmp_path / "out.safetensors").state_dict()
+    for name, tensor in first.items():
+        torch.testing.assert_close(second[name], tensor, atol=1e-4, rtol=1e-3)
+    assert second["output.weight"].abs().max() > 0
 
 
 def test_shipped_files_are_small():

@@ -101,13 +101,13 @@ class SurfaceBank:
         stored = {name: torch.cat(tensors).contiguous() for name, tensors in parts.items()}
         return {**stored, "pixel": torch.tensor(surface.pixel)}
 
-    def batch(self, count: int, generator: torch.Generator) -> Batch:
-        """`count` random images, a multiple of 8."""
-        parts = [self._paint(kind, count * eighths // 8, generator) for kind, eighths in EIGHTHS.items()]
+    def batch(self, count: int, generator: torch.Generator, variety: float = 1.0) -> Batch:
+        """`count` random images, a multiple of 8; `variety` of their patterns as `Pattern.sample` takes it."""
+        parts = [self._paint(kind, count * eighths // 8, generator, variety) for kind, eighths in EIGHTHS.items()]
         images, shown = (torch.cat(part) for part in zip(*parts))
         return Batch(images * 2 - 1, shown, _leave_open(shown, generator))
 
-    def _paint(self, kind: str, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def _paint(self, kind: str, count: int, generator: torch.Generator, variety: float) -> tuple[Tensor, Tensor]:
         def draw(limit: int) -> Tensor:
             return torch.randint(limit, (count,), generator=generator)
 
@@ -123,7 +123,7 @@ class SurfaceBank:
         alpha, shade = self.alpha[index].float() / 255, self.shade[index].float() / 255
         position = self.position[index].float()
         surface = Surface(alpha, position, torch.zeros_like(position), torch.zeros_like(alpha), self.pixel)
-        mask = Pattern.sample(kind, count, generator).mask(surface)
+        mask = Pattern.sample(kind, count, generator, variety).mask(surface)
         images = truth.paint(alpha, shade, mask, palette[colour], palette[second], behind)
         shown = torch.stack(
             [

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from ..state import load_state, save_state
 from .dataset import SurfaceBank
-from .model import BASE, REFINER, SIGMA_DATA, DemoModel, ModelConfig, save_model
+from .model import BASE, REFINER, SIGMA_DATA, DemoModel, ModelConfig, load_model, save_model
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +36,8 @@ class Recipe:
             falls to 0, and then a next cycle warms up again (warm restarts, Loshchilov and Hutter 2017).
         decay: share of a cycle, at its end, over which the learning rate falls linearly to 0.
         log_sigma: mean and standard deviation of ln(sigma).
+        start: name of the recipe that is trained first and whose averaged weights this one starts from.
+        variety: of the patterns, as `Pattern.sample` takes it.
     """
 
     model: ModelConfig
@@ -47,6 +49,8 @@ class Recipe:
     decay: float = 1.0
     average: float = 0.998
     seed: int = 0
+    start: str | None = None
+    variety: float = 1.0
 
     @property
     def steps(self) -> int:
@@ -54,7 +58,9 @@ class Recipe:
 
 
 RECIPES = {
-    "base": Recipe(BASE, views=600, cycles=((8500, 4e-3), (8000, 3e-3)), log_sigma=(0.3, 1.7)),
+    # First on patterns of twice the variety, then on the domain's own at the noise levels that settle a pattern.
+    "base-varied": Recipe(BASE, 600, cycles=((8500, 4e-3), (8000, 3e-3)), log_sigma=(0.3, 1.7), variety=2.0),
+    "base": Recipe(BASE, 600, cycles=((4000, 3e-3),), log_sigma=(0.5, 1.3), start="base-varied"),
     "refiner": Recipe(REFINER, views=150, cycles=((2000, 4e-3),), log_sigma=(-1.6, 1.1), batch=16, decay=0.75),
 }
 
@@ -144,7 +150,7 @@ class Run:
     def advance(self, bank: SurfaceBank) -> float:
         """One optimiser step; returns its loss."""
         recipe, device = self.recipe, self.device
-        batch = bank.batch(recipe.batch, self.generator)
+        batch = bank.batch(recipe.batch, self.generator, recipe.variety)
         sigma = sample_sigma(recipe.batch, recipe, self.generator)
         noise = torch.randn(batch.images.shape, generator=self.generator)
         # bfloat16 halves a step's time on CPUs and GPUs that have it.
@@ -161,6 +167,11 @@ class Run:
         for name, p in self.model.named_parameters():
             self.average[name].lerp_(p.detach(), 1 - decay)
         return loss.item()
+
+    def start_from(self, model: DemoModel) -> None:
+        """Take over another run's weights, and nothing else of it."""
+        self.model.load_state_dict(model.state_dict())
+        self.average = {name: p.detach().clone() for name, p in self.model.named_parameters()}
 
     def save(self, path: Path) -> None:
         state = {
@@ -190,16 +201,24 @@ class Run:
 
 
 def train(name: str, work: Path, out: Path, steps: int | None = None, every: int = 250) -> None:
-    """Train one of `RECIPES`, keeping checkpoints and traced views in `work`, and write it to `out`."""
+    """Train one of `RECIPES`, keeping checkpoints and traced views in `work`, and write it to `out`.
+
+    The recipe that it starts from is trained before it, unless `work` has its weights.
+    """
     recipe = RECIPES[name]
     if steps is not None:
         recipe = replace(recipe, cycles=((steps, recipe.cycles[0][1]),))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    start = recipe.start and default_out(recipe.start, work)
+    if start and not start.exists():
+        train(recipe.start, work, start, steps, every)
     bank = SurfaceBank(recipe.model.size, recipe.views, "model", seed=recipe.seed, cache=work)
     run, checkpoint = Run(recipe, device), work / f"{name}.safetensors"
     if checkpoint.exists():
         run.load(checkpoint)
         log.info("continuing at step %d", run.step)
+    elif start:
+        run.start_from(load_model(start))
     total, started = 0.0, time.perf_counter()
     while run.step < recipe.steps:
         total += run.advance(bank)
@@ -213,6 +232,10 @@ def train(name: str, work: Path, out: Path, steps: int | None = None, every: int
     log.info("wrote %s", out)
 
 
+def default_out(name: str, work: Path) -> Path:
+    return work / f"demo-{name}.safetensors"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", choices=RECIPES)
@@ -221,7 +244,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="optimiser steps, instead of the recipe's")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    out = arguments.out or arguments.work / f"demo-{arguments.model}.safetensors"
+    out = arguments.out or default_out(arguments.model, arguments.work)
     train(arguments.model, arguments.work, out, arguments.steps)
 
 

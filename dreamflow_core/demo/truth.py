@@ -39,15 +39,15 @@ PATTERNS = ("plain", "striped", "checkered", "spotted")
 
 _LIGHT = torch.nn.functional.normalize(torch.tensor([0.3, 0.8, 0.55]), dim=0)
 _AMBIENT = 0.45
-_SCALE = {"plain": (1.0, 1.0), "striped": (1.2, 1.6), "checkered": (1.0, 1.5), "spotted": (1.5, 2.0)}
-"""Range of each pattern's frequency, in periods per scene unit."""
+_SCALE = {"plain": (1.0, 0.0), "striped": (1.4, 0.1), "checkered": (1.25, 0.125), "spotted": (1.75, 0.125)}
+"""Middle and half width of the range of each pattern's frequency, in periods per scene unit."""
 _SPOT_RADIUS = 0.4
 """Radius of a spot as a fraction of the distance between spots."""
 _AXIS = (0.5, 0.7, 0.5)
 """Direction around which a pattern's first axis lies: slanted, so that bands show from every side and
 none lies flat on a cube's face."""
-_AXIS_SPREAD = 0.2
-"""Standard deviation of the first axis around it, a share of its length in each direction: some 15 degrees."""
+_AXIS_SPREAD = 0.1
+"""Standard deviation of the first axis around it, a share of its length in each direction: some 7 degrees."""
 
 
 @dataclass(frozen=True)
@@ -91,11 +91,15 @@ class Pattern:
     phase: Tensor
 
     @classmethod
-    def sample(cls, kind: str, count: int, generator: torch.Generator) -> Pattern:
-        """Random direction, scale and phase for `count` patterns."""
-        low, high = _SCALE[kind]
-        frequency = low + (high - low) * torch.rand(count, generator=generator)
-        return cls(kind, _frames(count, generator), frequency, torch.rand(count, 3, generator=generator))
+    def sample(cls, kind: str, count: int, generator: torch.Generator, variety: float = 1.0) -> Pattern:
+        """Random direction, scale and phase for `count` patterns.
+
+        `variety` widens the spread of directions and the range of scales; 1 is the domain's own.
+        """
+        middle, half = _SCALE[kind]
+        frequency = middle + variety * half * (2 * torch.rand(count, generator=generator) - 1)
+        frames = _frames(count, variety * _AXIS_SPREAD, generator)
+        return cls(kind, frames, frequency, torch.rand(count, 3, generator=generator))
 
     def mask(self, surface: Surface) -> Tensor:
         """Share of the second colour at each pixel, (B, 1, H, W) in [0, 1], edges a pixel wide."""
@@ -126,10 +130,10 @@ _INSIDE = {"striped": _stripes, "checkered": _checks, "spotted": _spots}
 """Signed distance, in periods, to the border of the second colour; positive inside it."""
 
 
-def _frames(count: int, generator: torch.Generator) -> Tensor:
+def _frames(count: int, spread: float, generator: torch.Generator) -> Tensor:
     """Random right-handed frames (count, 3, 3) whose rows are a slanted axis, a level one and their product."""
-    spread = _AXIS_SPREAD * torch.randn(count, 3, generator=generator)
-    first = torch.nn.functional.normalize(torch.tensor(_AXIS) + spread, dim=1)
+    around = spread * torch.randn(count, 3, generator=generator)
+    first = torch.nn.functional.normalize(torch.tensor(_AXIS) + around, dim=1)
     up = torch.tensor([0.0, 1.0, 0.0]).expand_as(first)
     second = torch.nn.functional.normalize(torch.linalg.cross(up, first), dim=1)
     return torch.stack([first, second, torch.linalg.cross(first, second)], dim=1)
