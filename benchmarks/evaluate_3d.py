@@ -47,6 +47,7 @@ from dreamflow_core.priors.demo import DemoPrior
 from dreamflow_core.scenes.mesh import look_at
 from dreamflow_core.scenes.nerf import NeRFScene
 from dreamflow_core.state import make_generator, write_bytes
+from dreamflow_core.views import View
 
 VIEWS, SIZE, ELEVATION = 24, 64, 20.0
 FINEST_TURN = 5.0
@@ -119,7 +120,7 @@ def measure(look: Look, true: Truth, judge: Judge | None) -> dict[str, Any]:
     """How what a look shows compares with the truth; shares are of views."""
     view = look(orbit(VIEWS, ELEVATION, truth.CAMERA_RADIUS, truth.CAMERA_FOV), SIZE)
     pictures = view.on(WHITE)
-    turn, overlap, psnr = best_turn(look, true)
+    turn, overlap, psnr = best_turn(look, true, view)
     row: dict[str, Any] = {
         "iou": overlap.mean().item(),
         "least_iou": overlap.min().item(),
@@ -140,13 +141,16 @@ def measure(look: Look, true: Truth, judge: Judge | None) -> dict[str, Any]:
     return row
 
 
-def best_turn(look: Look, true: Truth) -> tuple[float, Tensor, float]:
-    """Degrees by which the object has to be turned to fit best, to `FINEST_TURN`; its overlaps (24,) and PSNR then."""
+def best_turn(look: Look, true: Truth, unturned: View) -> tuple[float, Tensor, float]:
+    """Degrees by which the object has to be turned to fit best, to `FINEST_TURN`; its overlaps (24,) and PSNR then.
+
+    `unturned` is what `look` shows to the cameras of the truth.
+    """
     cameras, apart = orbit(VIEWS, ELEVATION, truth.CAMERA_RADIUS, truth.CAMERA_FOV), 360 / VIEWS
     solid = true.surface.alpha > 0.5
     found = []
     for finer in torch.arange(0, apart, FINEST_TURN).tolist():
-        view = look(replace(cameras, azimuth=cameras.azimuth - finer), SIZE)
+        view = look(replace(cameras, azimuth=cameras.azimuth - finer), SIZE) if finer else unturned
         pictures = view.on(WHITE)
         for step in range(VIEWS):
             alpha, shown = view.alpha.roll(step, 0) > 0.5, pictures.roll(step, 0)

@@ -14,7 +14,8 @@ scale and direction of the pattern are open). What is printed, mean and spread o
 
 An evaluation is one image through the network once: guidance takes 2, phi 1 where its score and its loss
 share one forward pass, else 2. `--sweep` prints instead the settings that the baselines were chosen from.
-The reference samples are kept in the output folder for the next run with the same weights.
+The reference samples are kept in the output folder for the next run with the same weights. Beside them
+lies a picture for each number of evaluations: a row per method, of the first seed.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ PROMPT = "a red and blue striped duck"
 CFG = 1.5
 SIZE = (64, 64)
 REFERENCE = 256
+SHOWN = 8
 BEST = {
     "apfo": ImageSettings(method="apfo"),
     "vsd": ImageSettings(method="vsd", learning_rate=0.02, schedule=ScheduleSettings(start=0.9, end=0.2)),
@@ -132,8 +134,8 @@ def print_row(name: str, evaluations: int, scores: list[Scores]) -> None:
 
 def sweep_settings() -> Iterable[tuple[str, ImageSettings]]:
     for method in ("vsd", "sds"):
-        for rate in (0.01, 0.03, 0.1):
-            for end in (0.02, 0.2, 0.4):
+        for rate in (0.03, 0.1, 0.3):
+            for end in (0.02, 0.2):
                 schedule = ScheduleSettings(start=0.9, end=end)
                 chosen = ImageSettings(method=method, learning_rate=rate, schedule=schedule)
                 yield f"{method} lr {rate} end {end}", chosen
@@ -162,10 +164,12 @@ def main() -> None:
     print(f"'{PROMPT}', {options.count} images, {options.seeds} seeds, mean ± spread over seeds")
     print(f"{'':28s}{'NFE':>6s}" + "".join(f"{name:>15s}" for name in Scores.__dataclass_fields__))
     for evaluations in options.evaluations:
+        shown = []
         for name, method in methods.items():
             made = [method(model, options.count, evaluations, seed) for seed in range(options.seeds)]
             print_row(name, evaluations, [reference.score(batch) for batch in made])
-            save_picture(options.out / f"{name.replace(' ', '-')}-{evaluations}.png", contact_sheet(made[0], columns=8))
+            shown.append(made[0][:SHOWN])
+        save_picture(options.out / f"{evaluations}.png", contact_sheet(torch.cat(shown), columns=len(shown[0])))
 
 
 if __name__ == "__main__":

@@ -143,18 +143,6 @@ def test_heun_solves_a_gaussian_flow():
     assert errors[1] / errors[2] == pytest.approx(4, rel=0.2)
 
 
-def test_stochastic_sampling_keeps_the_distribution_and_forgets_its_start():
-    """Samples of a Gaussian stay N(mu, s^2 + low^2), and no longer depend on the noise that they began with."""
-    mu, s, high, low = 0.4, 0.5, 10.0, 0.1
-    generator = torch.Generator().manual_seed(1)
-    noise = torch.randn(4000, 1, 2, 2, dtype=torch.float64, generator=generator) + mu / high
-    made = heun(GaussianPrior(mu, s), noise, log_uniform(high, low, 60).double(), churn=0.2, generator=generator)
-    assert made.mean().item() == pytest.approx(mu, abs=0.02)
-    assert made.std().item() == pytest.approx(math.hypot(s, low), rel=0.02)
-    correlation = torch.corrcoef(torch.stack([noise.flatten(), made.flatten()]))[0, 1]
-    assert correlation < 0.2
-
-
 def test_training_goes_on_from_the_weights_of_the_recipe_before(monkeypatch, tmp_path: Path):
     recipes = {"first": replace(RECIPE, variety=2.0), "second": replace(RECIPE, start="first")}
     monkeypatch.setattr(train, "RECIPES", recipes)
