@@ -6,6 +6,9 @@ Prompts are drawn evenly from all combinations of shape, colours, pattern, view 
 table, the same table for true renders (the judge's own ceiling), and writes the worst cases as a picture
 with their prompts. Samples by Heun's method, 2 * steps - 1 evaluations.
 
+Then where the model goes wrong: about 100 true renders are noised to a level and brought back by the model's flow.
+What is still as prompted from a level on is settled above it.
+
 Then the refiner: about 100 samples of all patterns are enlarged to its size and taken through its flow from a noise of
 0.3 down. Prints what the judge says of them and how sharp they are, against true renders of that size.
 """
@@ -34,8 +37,10 @@ from dreamflow_core.schedule import karras
 from dreamflow_core.state import make_generator, write_bytes
 
 GRADES = ("shape", "pattern", "colour", "view")
-REFINED, REFINE_SIGMA = 100, 0.3
-"""About how many samples the refiner is tried on, and the noise that its flow starts from."""
+BROUGHT_BACK, LEVELS = 100, (0.5, 1.0, 2.0, 4.0, 8.0)
+"""About how many images are noised and brought back, and from where."""
+REFINE_SIGMA = 0.3
+"""Likewise for the refiner."""
 
 
 class PromptPerSample:
@@ -83,15 +88,17 @@ def enlarge(images: Tensor, size: int) -> Tensor:
 
 
 @torch.no_grad()
-def refine(model: DemoModel, images: Tensor, descriptions: Sequence[Description], cfg: float, seed: int) -> Tensor:
-    """Images (B, 3, size, size) in [0, 1], noised to `REFINE_SIGMA` and brought back by the model's flow."""
-    generator = make_generator(seed, "refine")
-    levels = karras(REFINE_SIGMA, 2 * model.config.sigma_min, 8)
+def bring_back(
+    model: DemoModel, images: Tensor, descriptions: Sequence[Description], sigma: float, options: argparse.Namespace
+) -> Tensor:
+    """Images (B, 3, H, W) in [0, 1], noised to `sigma` and brought back by the model's flow."""
+    generator = make_generator(options.seed, "noise")
+    levels = karras(sigma, 2 * model.config.sigma_min, 8)
     made = []
     for part, texts in zip(images.split(20), (descriptions[i : i + 20] for i in range(0, len(images), 20))):
         # Heun's start is pure noise of the first level; the image rides on it.
-        noise = torch.randn(part.shape, generator=generator) + (part * 2 - 1) / REFINE_SIGMA
-        made.append(heun(PromptPerSample(model, texts, cfg), noise, levels))
+        noise = torch.randn(part.shape, generator=generator) + (part * 2 - 1) / sigma
+        made.append(heun(PromptPerSample(model, texts, options.cfg), noise, levels))
     return (torch.cat(made) / 2 + 0.5).clamp(0, 1)
 
 
@@ -141,14 +148,24 @@ def write_failures(images: Tensor, descriptions: Sequence[Description], verdict:
     write_bytes(out / "failures.txt", "\n".join(lines).encode())
 
 
+def evaluate_levels(
+    model: DemoModel, judge: Judge, images: Tensor, descriptions: Sequence[Description], options: argparse.Namespace
+) -> dict[str, dict[str, float]]:
+    """Grades of true renders that were noised to each of `LEVELS` and brought back."""
+    rows = {}
+    for sigma in LEVELS:
+        back = bring_back(model, images, descriptions, sigma, options)
+        rows[f"from {sigma:g}"] = table(grade(judge, back, descriptions), descriptions)["all"]
+    return rows
+
+
 def evaluate_refiner(
     model: DemoModel, judge: Judge, images: Tensor, descriptions: Sequence[Description], options: argparse.Namespace
 ) -> dict[str, dict[str, float]]:
     """Sharpness and grades of enlarged, refined and true images."""
     size = model.config.size
-    chosen = range(0, len(images), max(1, len(images) // REFINED))
-    enlarged, descriptions = enlarge(images[list(chosen)], size), [descriptions[i] for i in chosen]
-    refined = refine(model, enlarged, descriptions, options.cfg, options.seed)
+    enlarged = enlarge(images, size)
+    refined = bring_back(model, enlarged, descriptions, REFINE_SIGMA, options)
     true = true_renders(descriptions, size, options.seed)
     shown = torch.cat([enlarged[::12], refined[::12]])
     save_picture(options.out / "refined.png", contact_sheet(shown, columns=len(shown) // 2))
@@ -167,15 +184,19 @@ def evaluate(model: DemoModel, judge: Judge, options: argparse.Namespace) -> Non
     descriptions = draw_prompts(options.prompts, options.seed)
     images = sample(model, descriptions, options.cfg, options.steps, options.seed)
     verdict = grade(judge, images, descriptions)
-    truth_verdict = grade(judge, true_renders(descriptions, model.config.size, options.seed), descriptions)
-    tables = {"model": table(verdict, descriptions), "truth": table(truth_verdict, descriptions)}
+    true = true_renders(descriptions, model.config.size, options.seed)
+    tables = {"model": table(verdict, descriptions), "truth": table(grade(judge, true, descriptions), descriptions)}
     print_table(
         f"demo model, {options.prompts} prompts, cfg {options.cfg}, {2 * options.steps - 1} steps", tables["model"]
     )
     print_table("true renders, judged the same way", tables["truth"])
     write_failures(images, descriptions, verdict, options.out)
     save_picture(options.out / "samples.png", contact_sheet(images[:: max(1, len(images) // 64)][:64], columns=8))
-    tables["refiner"] = evaluate_refiner(load_model(options.refiner), judge, images, descriptions, options)
+    some = range(0, len(images), max(1, len(images) // BROUGHT_BACK))
+    fewer = [descriptions[i] for i in some]
+    tables["levels"] = evaluate_levels(model, judge, true[list(some)], fewer, options)
+    print_table(f"{len(some)} true renders, noised and brought back", tables["levels"])
+    tables["refiner"] = evaluate_refiner(load_model(options.refiner), judge, images[list(some)], fewer, options)
     write_bytes(options.out / "quality.json", json.dumps(tables, indent=2).encode())
 
 

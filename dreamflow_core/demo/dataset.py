@@ -6,7 +6,6 @@ gives them random patterns, colours and backgrounds together with the words that
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -102,14 +101,9 @@ class SurfaceBank:
         stored = {name: torch.cat(tensors).contiguous() for name, tensors in parts.items()}
         return {**stored, "pixel": torch.tensor(surface.pixel)}
 
-    def batch(
-        self, count: int, generator: torch.Generator, eighths: Mapping[str, int] = EIGHTHS, variety: float = 1.0
-    ) -> Batch:
-        """`count` random images, a multiple of 8; `eighths` of them have each pattern.
-
-        `variety` of the patterns is as `Pattern.sample` takes it.
-        """
-        parts = [self._paint(kind, count * share // 8, generator, variety) for kind, share in eighths.items()]
+    def batch(self, count: int, generator: torch.Generator, variety: float = 1.0) -> Batch:
+        """`count` random images, a multiple of 8; `variety` of their patterns as `Pattern.sample` takes it."""
+        parts = [self._paint(kind, count * eighths // 8, generator, variety) for kind, eighths in EIGHTHS.items()]
         images, shown = (torch.cat(part) for part in zip(*parts))
         return Batch(images * 2 - 1, shown, _leave_open(shown, generator))
 

@@ -29,6 +29,8 @@ SIZE = 64
 """The judge looks at images of this many pixels a side; larger ones are averaged down."""
 GRADED = ("shape", "pattern", "view")
 _FORMAT = "dreamflow-judge"
+VARIETY = 2.0
+"""Of the patterns that it is trained on: a pattern counts as such at other scales than the domain's too."""
 _SHARE = {1: 0.6, 2: 0.08}
 """Least share of the object that each prompted colour covers, for one and for two colours."""
 
@@ -137,7 +139,7 @@ def train(work: Path, out: Path, steps: int = 2500, count: int = 64, learning_ra
     optimiser = torch.optim.AdamW(judge.parameters(), lr=learning_rate, weight_decay=0.02)
     decay = torch.optim.lr_scheduler.OneCycleLR(optimiser, learning_rate, total_steps=steps)
     for step in range(1, steps + 1):
-        batch = bank.batch(count, generator)
+        batch = bank.batch(count, generator, variety=VARIETY)
         loss = _loss(judge, _roughen(batch.images / 2 + 0.5, generator), batch)
         optimiser.zero_grad()
         loss.backward()

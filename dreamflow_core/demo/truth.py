@@ -39,15 +39,15 @@ PATTERNS = ("plain", "striped", "checkered", "spotted")
 
 _LIGHT = torch.nn.functional.normalize(torch.tensor([0.3, 0.8, 0.55]), dim=0)
 _AMBIENT = 0.45
-_SCALE = {"plain": (1.0, 0.0), "striped": (1.4, 0.04), "checkered": (1.25, 0.05), "spotted": (1.75, 0.05)}
+_SCALE = {"plain": (1.0, 0.0), "striped": (1.4, 0.1), "checkered": (1.25, 0.125), "spotted": (1.75, 0.125)}
 """Middle and half width of the range of each pattern's frequency, in periods per scene unit."""
 _SPOT_RADIUS = 0.4
 """Radius of a spot as a fraction of the distance between spots."""
 _AXIS = (0.5, 0.7, 0.5)
 """Direction around which a pattern's first axis lies: slanted, so that bands show from every side and
 none lies flat on a cube's face."""
-_AXIS_SPREAD = 0.04
-"""Standard deviation of the first axis around it, a share of its length in each direction: some 3 degrees."""
+_AXIS_SPREAD = 0.1
+"""Standard deviation of the first axis around it, a share of its length in each direction: some 7 degrees."""
 
 
 @dataclass(frozen=True)
