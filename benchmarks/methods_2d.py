@@ -47,8 +47,8 @@ REFERENCE = 256
 SHOWN = 8
 BEST = {
     "apfo": ImageSettings(method="apfo"),
-    "vsd": ImageSettings(method="vsd", learning_rate=0.02, schedule=ScheduleSettings(start=0.9, end=0.2)),
-    "sds": ImageSettings(method="sds", learning_rate=0.05, schedule=ScheduleSettings(start=0.9, end=0.2)),
+    "vsd": ImageSettings(method="vsd", learning_rate=0.1, schedule=ScheduleSettings(start=0.9, end=0.02)),
+    "sds": ImageSettings(method="sds", learning_rate=0.3, schedule=ScheduleSettings(start=0.9, end=0.02)),
 }
 """Each method's settings, chosen by `--sweep` at 200 evaluations."""
 
