@@ -55,6 +55,31 @@ def test_topology_is_the_shape_s_before_and_after_simplifying(shape: str, charac
         assert np.abs(distances(shape, simple.vertices)).mean() < 0.02
 
 
+def two_balls(neck: float) -> np.ndarray:
+    """Balls of density 20 above one another, and between them a neck of another density."""
+
+    def density(points: np.ndarray) -> np.ndarray:
+        x, y, z = points.T
+        distance = np.sqrt(x**2 + (np.abs(y) - 0.45) ** 2 + z**2) - 0.35
+        inside = 1 / (1 + np.exp(np.clip(distance / 0.02, -60, 60)))
+        return 20 * inside + neck * (1 - inside) * (np.abs(y) < 0.45) * (np.hypot(x, z) < 0.15)
+
+    return sample_grid(density, 64, EXTENT)
+
+
+def test_automatic_threshold_does_not_cut_a_soft_neck():
+    """A duck lost its head: its neck was denser than a third of the threshold, and less dense than it."""
+    mesh = extract(two_balls(neck=4.0), EXTENT)
+    check_closed(mesh)
+    assert mesh.vertices[:, 1].min() < -0.7 and mesh.vertices[:, 1].max() > 0.7
+    assert volume(mesh) == pytest.approx(2 * 4 / 3 * math.pi * 0.35**3, rel=0.3)
+
+
+def test_automatic_threshold_is_not_lowered_where_that_joins_nothing():
+    assert automatic_threshold(two_balls(neck=0.0), EXTENT) == automatic_threshold(two_balls(neck=0.5), EXTENT)
+    assert automatic_threshold(two_balls(neck=0.0), EXTENT) > 4.0
+
+
 def overlap(first: np.ndarray, second: np.ndarray) -> float:
     return (first & second).sum() / (first | second).sum()
 

@@ -4,12 +4,14 @@ Densities of trained fields differ in scale by orders of magnitude, and nothing 
 behind the first surface: interiors are hollow or rough. What training does fix is where light stops. So
 lines of sight are followed along the three axes from both sides, and the threshold is half of the
 density that they typically meet where most of their light is gone: half-way up the step of a sharp
-surface, and close to what cameras see of a soft one.
+surface, and close to what cameras see of a soft one. A soft neck can be less dense than that and still
+hold an object together, so the threshold is lowered where it would cut a large part off.
 """
 
 from __future__ import annotations
 
 import numpy as np
+from scipy.ndimage import label
 
 from .mesh import BadMesh, Floats
 
@@ -21,9 +23,14 @@ _GONE = 0.75
 """Share of the light that a line of sight stops in all, at which its density is read. More would reach
 into rough interiors, less would put the surface of a soft and dense field too far out."""
 
+_WHOLE = 0.95
+"""Share of what is denser than the threshold that has to hang together; the rest counts as crumbs."""
+_LOWERED = tuple(0.7**n for n in range(7))
+"""Shares of the threshold that are tried for that."""
+
 
 def automatic_threshold(density: Floats, extent: float) -> float:
-    """The density whose iso-surface is the surface of the field.
+    """The density whose iso-surface is the surface of the field, in one piece if a ninth of it still is.
 
     Args:
         density: (R, R, R) per scene unit, at the nodes of a grid over [-extent, extent]^3.
@@ -43,7 +50,14 @@ def automatic_threshold(density: Floats, extent: float) -> float:
             "train it for longer, or set a threshold by hand"
         )
     met = np.concatenate([_density_where_gone(line, opacity / 2) for line in lines])
-    return float(np.median(met)) / 2 * (len(density) - 1) / (2 * extent)
+    surface = float(np.median(met)) / 2 * (len(density) - 1) / (2 * extent)
+    return next((s * surface for s in _LOWERED if _largest_share(density > s * surface) >= _WHOLE), surface)
+
+
+def _largest_share(solid: np.ndarray) -> float:
+    """Share of the nodes of a mask that its largest component has; 0 if it is empty."""
+    sizes = np.bincount(label(solid)[0].ravel())[1:]
+    return float(sizes.max() / sizes.sum()) if len(sizes) else 0.0
 
 
 def _coarse(density: Floats) -> Floats:
