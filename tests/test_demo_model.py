@@ -153,6 +153,11 @@ def test_training_goes_on_from_the_weights_of_the_recipe_before(monkeypatch, tmp
     for name, tensor in first.items():
         torch.testing.assert_close(second[name], tensor, atol=1e-4, rtol=1e-3)
     assert second["output.weight"].abs().max() > 0
+    # A run that has begun no longer needs what it started from.
+    (tmp_path / "demo-first.safetensors").unlink()
+    train.train("second", tmp_path, tmp_path / "again.safetensors")
+    assert not (tmp_path / "demo-first.safetensors").exists()
+    assert (tmp_path / "again.safetensors").exists()
 
 
 def test_shipped_files_are_small():

@@ -203,21 +203,22 @@ class Run:
 def train(name: str, work: Path, out: Path, steps: int | None = None, every: int = 250) -> None:
     """Train one of `RECIPES`, keeping checkpoints and traced views in `work`, and write it to `out`.
 
-    The recipe that it starts from is trained before it, unless `work` has its weights.
+    The recipe that it starts from is trained before it, unless `work` has its weights or this one's checkpoint.
     """
     recipe = RECIPES[name]
     if steps is not None:
         recipe = replace(recipe, cycles=((steps, recipe.cycles[0][1]),))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if recipe.start and not default_out(recipe.start, work).exists():
-        train(recipe.start, work, default_out(recipe.start, work), steps, every)
     bank = SurfaceBank(recipe.model.size, recipe.views, "model", seed=recipe.seed, cache=work)
     run, checkpoint = Run(recipe, device), work / f"{name}.safetensors"
     if checkpoint.exists():
         run.load(checkpoint)
         log.info("continuing at step %d", run.step)
     elif recipe.start:
-        run.start_from(load_model(default_out(recipe.start, work)))
+        start = default_out(recipe.start, work)
+        if not start.exists():
+            train(recipe.start, work, start, steps, every)
+        run.start_from(load_model(start))
     total, started = 0.0, time.perf_counter()
     while run.step < recipe.steps:
         total += run.advance(bank)

@@ -30,7 +30,9 @@ _LOWERED = tuple(0.7**n for n in range(7))
 
 
 def automatic_threshold(density: Floats, extent: float) -> float:
-    """The density whose iso-surface is the surface of the field, in one piece if a ninth of it still is.
+    """The density whose iso-surface is the surface of the field.
+
+    It is lowered, to an eighth at the least, until the surface holds the object together.
 
     Args:
         density: (R, R, R) per scene unit, at the nodes of a grid over [-extent, extent]^3.
