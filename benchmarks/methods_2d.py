@@ -134,15 +134,16 @@ def print_row(name: str, evaluations: int, scores: list[Scores]) -> None:
 
 def sweep_settings() -> Iterable[tuple[str, ImageSettings]]:
     for method in ("vsd", "sds"):
-        for rate in (0.03, 0.1, 0.3):
+        for rate in (0.03, 0.1, 0.3, 1.0):
             for end in (0.02, 0.2):
                 schedule = ScheduleSettings(start=0.9, end=end)
                 chosen = ImageSettings(method=method, learning_rate=rate, schedule=schedule)
                 yield f"{method} lr {rate} end {end}", chosen
     for level in PHI_LEVELS:
-        for rate in (1e-3, 1e-2, 3e-2):
+        for rate in (1e-3, 3e-3, 1e-2, 3e-2):
             yield f"apfo phi {level} lr {rate}", ImageSettings(phi=PhiSettings(learning_rate=rate, level=level))
-    yield "apfo from unit noise", ImageSettings(start_noise=1.0)
+    for noise in (0.1, 0.5):
+        yield f"apfo start noise {noise}", ImageSettings(start_noise=noise)
 
 
 def main() -> None:

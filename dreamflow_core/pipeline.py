@@ -20,7 +20,7 @@ from .apfo import Checkpoint, Progress, optimise
 from .cameras import orbit
 from .guidance import METHODS, PhiSettings
 from .prior import Look, Prior, Session
-from .scenes.image import ImageScene
+from .scenes.image import ImageScene, image_noise
 from .scenes.scene import Scene
 from .scenes.settings import MeshSettings, NeRFSettings
 from .state import make_generator
@@ -81,14 +81,14 @@ class ImageSettings:
         method: "apfo", "vsd" or "sds".
         learning_rate: Adam's, for VSD and SDS; APFO moves by the flow itself.
         start_noise: standard deviation of the latents it starts from, where it does not start from an
-            image. What phi has not learned of that noise stays in the images, so it is small.
+            image. At least the deviation of the model's latents; see `image_noise`.
         seed: of everything random.
     """
 
     count: int = 4
     method: str = "apfo"
     learning_rate: float = 0.02
-    start_noise: float = 0.1
+    start_noise: float = 1.0
     seed: int = 0
     schedule: ScheduleSettings = field(default_factory=ScheduleSettings)
     phi: PhiSettings = field(default_factory=lambda: PhiSettings(learning_rate=1e-2))
@@ -99,6 +99,10 @@ class ImageSettings:
             raise ValueError(f"the count of images is {self.count}; it must be at least 1")
         if not self.start_noise >= 0:
             raise ValueError(f"the start noise is {self.start_noise}; it must not be negative")
+
+    def start(self, shape: tuple[int, ...]) -> Tensor:
+        """Latents (B, C, h, w) of that shape to start from, where there is no image."""
+        return self.start_noise * image_noise(shape, make_generator(self.seed, "start"))
 
 
 def images(
@@ -126,9 +130,11 @@ def images(
         ValueError: the size does not fit the model, or a setting is out of range.
     """
     shape = prior.latent_shape(*size)
-    noise = settings.start_noise * torch.randn(settings.count, *shape, generator=make_generator(settings.seed, "start"))
     with torch.no_grad():
-        start = noise if init is None else prior.run(lambda session: _encode(session, init, settings.count))
+        if init is None:
+            start = settings.start((settings.count, *shape))
+        else:
+            start = prior.run(lambda session: _encode(session, init, settings.count))
     latents = optimise_latents(
         prior,
         settings.schedule.build(prior),

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from ..dreamflow_core.apfo import Checkpoint
 from ..dreamflow_core.pipeline import ImageSettings, optimise_latents
-from ..dreamflow_core.state import make_generator
 from .comfy_prior import LatentPrior
 from .conditioning import Conditioning
 from .levels import native_schedule
@@ -38,7 +37,7 @@ class DreamFlowImage(io.ComfyNode):
                     "latent_image", tooltip="Empty for text to image; else it is what the flow starts from."
                 ),
                 *flow_inputs(),
-                number(ImageSettings, "start_noise", 0.0, 10.0, "Deviation of the latents that empty ones become."),
+                number(ImageSettings, "start_noise", 0.0, 10.0, "Deviation of the noise that empty latents become."),
                 number(ImageSettings, "learning_rate", 1e-6, 10.0, "Adam's, for vsd and sds; apfo needs none."),
                 checkpoint_input(),
                 guidance_input(),
@@ -92,4 +91,4 @@ def _start(model: Any, samples: Tensor, settings: ImageSettings) -> Tensor:
     """Where the flow starts, in the model's own latent space."""
     if torch.count_nonzero(samples) > 0:
         return model.model.process_latent_in(samples.clone())
-    return settings.start_noise * torch.randn(samples.shape, generator=make_generator(settings.seed, "start"))
+    return settings.start(tuple(samples.shape))

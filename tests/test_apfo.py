@@ -14,7 +14,7 @@ from dreamflow_core.apfo import Cancelled, Checkpoint, NotFinite, optimise
 from dreamflow_core.demo.model import DemoModel, ModelConfig
 from dreamflow_core.guidance import APFO, SDS, VSD, PhiSettings
 from dreamflow_core.priors.demo import DemoPrior
-from dreamflow_core.scenes.image import ImageScene
+from dreamflow_core.scenes.image import ImageScene, image_noise
 from dreamflow_core.schedule import Schedule, log_uniform
 from dreamflow_core.state import BadFile, load_state, save_state
 
@@ -86,6 +86,45 @@ def test_gaussian_scene_follows_its_moments():
         variance = (1 + slope) ** 2 * variance + (slope * sigma) ** 2
     assert scene.values.mean().item() == pytest.approx(mean, abs=0.02)
     assert scene.values.var().item() == pytest.approx(variance, rel=0.03)
+
+
+class KnownPhiPrior(GaussianPrior):
+    """Its phi knows the mean and the spread that the particles of `values` have at the moment."""
+
+    values: torch.Tensor
+
+    def denoise(self, z_t, sigma, views, *, guided):
+        values = self.values.detach()
+        self.scene = (values.mean().item(), values.std().item())
+        return super().denoise(z_t, sigma, views, guided=guided)
+
+
+@pytest.mark.parametrize("start,share", [(0.5, 1.0), (0.005, 0.32)])
+def test_spread_that_the_start_lacks_is_not_made_up_for(start, share):
+    """Why images start from noise with the spectrum of images. The exact variance has a recursion."""
+    s = 0.5
+    prior = KnownPhiPrior(0.0, s)
+    scene = ImageScene(particles(20000, 0.0, start))
+    prior.values = scene.values
+    schedule = Schedule(log_uniform(40, 0.002, 400).double())
+    optimise(scene, prior, schedule, APFO(), PhiSettings(rank=1, learning_rate=0.0), seed=0)
+    variance = start**2
+    for index in range(len(schedule)):
+        sigma, weight = APFO().step(schedule, index, torch.Generator())
+        slope = weight * (s**2 / (s**2 + sigma**2) - variance / (variance + sigma**2))
+        variance = (1 + slope) ** 2 * variance + (slope * sigma) ** 2
+    assert variance**0.5 == pytest.approx(share * s, rel=0.02)
+    assert scene.values.std().item() == pytest.approx(variance**0.5, rel=0.02)
+
+
+def test_image_noise_has_the_spectrum_of_images():
+    noise = image_noise((64, 3, 32, 48), torch.Generator().manual_seed(0))
+    assert noise.std().item() == pytest.approx(1, abs=0.05)
+    power = torch.fft.fft2(noise).abs().square().mean((0, 1))
+    # By columns, then by rows: four times the frequency, 4^-3 of the power.
+    assert (power[0, 8] / power[0, 2]).item() == pytest.approx(4**-3, rel=0.2)
+    assert (power[8, 0] / power[2, 0]).item() == pytest.approx(4**-3, rel=0.2)
+    assert (power[0, 0] / power[0, 1]).item() == pytest.approx(2**3, rel=0.3)
 
 
 class Wrapped(GaussianPrior):
