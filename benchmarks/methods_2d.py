@@ -133,6 +133,7 @@ def print_row(name: str, evaluations: int, scores: list[Scores]) -> None:
 
 
 def sweep_settings() -> Iterable[tuple[str, ImageSettings]]:
+    """Settings to choose `BEST` from; names begin with the method's."""
     for method in ("vsd", "sds"):
         for rate in (0.03, 0.1, 0.3, 1.0):
             for end in (0.02, 0.2):
@@ -158,7 +159,8 @@ def main() -> None:
     model, judge = load_model(MODELS["demo"]), load_judge()
     reference = Reference(model, judge, options.out)
     if options.sweep:
-        methods = {name: optimised(settings) for name, settings in sweep_settings()}
+        tried = sweep_settings()
+        methods = {name: optimised(settings) for name, settings in tried if name.split()[0] in options.methods}
     else:
         known = {"own": own_sampler} | {name: optimised(settings) for name, settings in BEST.items()}
         methods = {name: known[name] for name in options.methods}

@@ -31,7 +31,7 @@ DROP_ALL = 0.1
 OPEN_BACKGROUND = 0.4
 """How often the background is any colour at all and its slot open."""
 
-EIGHTHS = {"plain": 1, "striped": 3, "checkered": 2, "spotted": 2}
+EIGHTHS = {"plain": 1, "striped": 1, "checkered": 3, "spotted": 3}
 """Share of a batch that has each pattern, in eighths: what is hard to learn is shown more often."""
 
 

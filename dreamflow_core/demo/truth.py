@@ -39,15 +39,17 @@ PATTERNS = ("plain", "striped", "checkered", "spotted")
 
 _LIGHT = torch.nn.functional.normalize(torch.tensor([0.3, 0.8, 0.55]), dim=0)
 _AMBIENT = 0.45
-_SCALE = {"plain": (1.0, 0.0), "striped": (1.4, 0.1), "checkered": (1.25, 0.125), "spotted": (1.75, 0.125)}
-"""Middle and half width of the range of each pattern's frequency, in periods per scene unit."""
-_SPOT_RADIUS = 0.4
+_SCALE = {"plain": (1.0, 0.0), "striped": (2.0, 0.1), "checkered": (1.5, 0.1), "spotted": (1.7, 0.1)}
+"""Middle and half width of the range of each pattern's frequency."""
+_SECTORS = 5
+"""Periods of checks around the axis."""
+_SPOT_RADIUS = 0.32
 """Radius of a spot as a fraction of the distance between spots."""
-_AXIS = (0.5, 0.7, 0.5)
-"""Direction around which a pattern's first axis lies: slanted, so that bands show from every side and
-none lies flat on a cube's face."""
+_AXIS = (0.12, 0.96, 0.22)
+"""Direction around which a pattern's axis lies: nearly upright, so that patterns look alike from all azimuths,
+but none has an edge that lies flat on a cube's top."""
 _AXIS_SPREAD = 0.1
-"""Standard deviation of the first axis around it, a share of its length in each direction: some 7 degrees."""
+"""Standard deviation of the axis around it, in each direction: some 6 degrees."""
 
 
 @dataclass(frozen=True)
@@ -80,9 +82,9 @@ class Pattern:
 
     Attributes:
         kind: one of `PATTERNS`.
-        frame: (B, 3, 3) rows are the pattern's orthonormal axes; stripes use the first.
-        frequency: (B,) periods per scene unit.
-        phase: (B, 3) in periods.
+        frame: (B, 3, 3) rows are the pattern's axis and two directions across it.
+        frequency: (B,) periods per scene unit along the axis; of spots, per radian.
+        phase: (B, 2) along the axis and around it, in periods and in turns.
     """
 
     kind: str
@@ -99,43 +101,64 @@ class Pattern:
         middle, half = _SCALE[kind]
         frequency = middle + variety * half * (2 * torch.rand(count, generator=generator) - 1)
         frames = _frames(count, variety * _AXIS_SPREAD, generator)
-        return cls(kind, frames, frequency, torch.rand(count, 3, generator=generator))
+        return cls(kind, frames, frequency, torch.rand(count, 2, generator=generator))
 
     def mask(self, surface: Surface) -> Tensor:
         """Share of the second colour at each pixel, (B, 1, H, W) in [0, 1], edges a pixel wide."""
         if self.kind == "plain":
             return torch.zeros_like(surface.alpha)
         local = torch.einsum("bij,bjhw->bihw", self.frame.to(surface.position), surface.position)
-        frequency = self.frequency.to(local).view(-1, 1, 1, 1)
-        cells = local * frequency + self.phase.to(local)[:, :, None, None]
-        inside = _INSIDE[self.kind](cells) / frequency
+        frequency, along, turn = (
+            value.to(local).view(-1, 1, 1, 1) for value in (self.frequency, self.phase[:, 0], self.phase[:, 1])
+        )
+        inside = _INSIDE[self.kind](local, frequency, along, turn)
         return (0.5 + inside / surface.pixel).clamp(0, 1)
 
 
-def _stripes(cells: Tensor) -> Tensor:
-    """Distance to the nearest edge of alternating half periods, positive in the first half."""
-    return 0.25 - ((cells[:, :1] % 1.0) - 0.5).abs()
+def _stripes(local: Tensor, frequency: Tensor, along: Tensor, turn: Tensor) -> Tensor:
+    return _half_periods(local[:, :1] * frequency + along) / frequency
 
 
-def _checks(cells: Tensor) -> Tensor:
-    edges = 0.25 - ((cells % 1.0) - 0.5).abs()
-    return edges.sign().prod(1, keepdim=True) * edges.abs().amin(1, keepdim=True)
+def _checks(local: Tensor, frequency: Tensor, along: Tensor, turn: Tensor) -> Tensor:
+    """Rows along the axis times sectors around it."""
+    arc = 2 * math.pi * local[:, 1:].norm(dim=1, keepdim=True) / _SECTORS
+    rows = _stripes(local, frequency, along, turn)
+    sectors = _half_periods(_SECTORS * (_azimuth(local) + turn)) * arc
+    return rows.sign() * sectors.sign() * torch.minimum(rows.abs(), sectors.abs())
 
 
-def _spots(cells: Tensor) -> Tensor:
-    return _SPOT_RADIUS - ((cells % 1.0) - 0.5).norm(dim=1, keepdim=True)
+def _half_periods(periods: Tensor) -> Tensor:
+    """Distance to the nearest edge between half periods, positive in every other one."""
+    return 0.25 - ((periods % 1.0) - 0.5).abs()
+
+
+def _spots(local: Tensor, frequency: Tensor, along: Tensor, turn: Tensor) -> Tensor:
+    """Cones from the centre, so that spots show whole wherever the surface cuts them, on circles of latitude."""
+    distance = local.norm(dim=1, keepdim=True).clamp_min(1e-6)
+    latitude = (local[:, :1] / distance).clamp(-1, 1).asin()
+    row = (latitude * frequency).round() / frequency
+    count = (2 * math.pi * frequency * row.cos()).round().clamp_min(1)
+    column = count * (_azimuth(local) + turn)
+    east = 2 * math.pi * (column - column.round()) / count
+    cosine = row.sin() * latitude.sin() + row.cos() * latitude.cos() * east.cos()
+    return distance * (_SPOT_RADIUS / frequency - cosine.clamp(-1, 1).acos())
+
+
+def _azimuth(local: Tensor) -> Tensor:
+    """Around the axis, in turns, (B, 1, H, W)."""
+    return torch.atan2(local[:, 2:], local[:, 1:2]) / (2 * math.pi)
 
 
 _INSIDE = {"striped": _stripes, "checkered": _checks, "spotted": _spots}
-"""Signed distance, in periods, to the border of the second colour; positive inside it."""
+"""Signed distance, in scene units, to the border of the second colour; positive inside it."""
 
 
 def _frames(count: int, spread: float, generator: torch.Generator) -> Tensor:
-    """Random right-handed frames (count, 3, 3) whose rows are a slanted axis, a level one and their product."""
+    """Random right-handed frames (count, 3, 3) whose rows are an axis near `_AXIS` and two across it."""
     around = spread * torch.randn(count, 3, generator=generator)
     first = torch.nn.functional.normalize(torch.tensor(_AXIS) + around, dim=1)
-    up = torch.tensor([0.0, 1.0, 0.0]).expand_as(first)
-    second = torch.nn.functional.normalize(torch.linalg.cross(up, first), dim=1)
+    front = torch.tensor([0.0, 0.0, 1.0]).expand_as(first)
+    second = torch.nn.functional.normalize(torch.linalg.cross(first, front), dim=1)
     return torch.stack([first, second, torch.linalg.cross(first, second)], dim=1)
 
 
