@@ -156,7 +156,7 @@ def test_bank_paints_what_it_says(tmp_path):
     bank = SurfaceBank(32, views=3, half="model", seed=0, cache=tmp_path)
     batch = bank.batch(40, torch.Generator().manual_seed(0))
     assert batch.images.shape == (40, 3, 32, 32) and batch.images.abs().max() <= 1
-    assert [int((batch.truth[:, 3] == kind).sum()) for kind in (1, 2, 3, 4)] == [5, 15, 10, 10]
+    assert [int((batch.truth[:, 3] == kind).sum()) for kind in (1, 2, 3, 4)] == [5, 5, 15, 15]
     assert (batch.truth[batch.truth[:, 3] == 1, 2] == 0).all()
     told = batch.words != 0
     assert torch.equal(batch.words[told], batch.truth[told])
