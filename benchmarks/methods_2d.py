@@ -50,7 +50,8 @@ BEST = {
     "vsd": ImageSettings(method="vsd", learning_rate=0.1, schedule=ScheduleSettings(start=0.9, end=0.02)),
     "sds": ImageSettings(method="sds", learning_rate=0.3, schedule=ScheduleSettings(start=0.9, end=0.02)),
 }
-"""Each method's settings, chosen by `--sweep` at 200 evaluations."""
+"""Each method's settings, chosen by `--sweep` at 200 evaluations; those of VSD and SDS when images still started
+from white noise."""
 
 
 @dataclass(frozen=True)

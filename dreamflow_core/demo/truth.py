@@ -40,7 +40,7 @@ PATTERNS = ("plain", "striped", "checkered", "spotted")
 _LIGHT = torch.nn.functional.normalize(torch.tensor([0.3, 0.8, 0.55]), dim=0)
 _AMBIENT = 0.45
 _SCALE = {"plain": (1.0, 0.0), "striped": (2.0, 0.1), "checkered": (1.5, 0.1), "spotted": (1.7, 0.1)}
-"""Middle and half width of the range of each pattern's frequency."""
+"""Middle and half width of the range of each pattern's frequency, as `Pattern` counts it."""
 _SECTORS = 5
 """Periods of checks around the axis."""
 _SPOT_RADIUS = 0.32
@@ -84,7 +84,8 @@ class Pattern:
         kind: one of `PATTERNS`.
         frame: (B, 3, 3) rows are the pattern's axis and two directions across it.
         frequency: (B,) periods per scene unit along the axis; of spots, per radian.
-        phase: (B, 2) along the axis and around it, in periods and in turns.
+        phase: (B, 2) along the axis and around it, in periods and in turns: bands have the first, spots the
+            second, checks both.
     """
 
     kind: str
