@@ -47,11 +47,11 @@ REFERENCE = 256
 SHOWN = 8
 BEST = {
     "apfo": ImageSettings(method="apfo"),
-    "vsd": ImageSettings(method="vsd", learning_rate=0.1, schedule=ScheduleSettings(start=0.9, end=0.02)),
-    "sds": ImageSettings(method="sds", learning_rate=0.3, schedule=ScheduleSettings(start=0.9, end=0.02)),
+    "vsd": ImageSettings(method="vsd", learning_rate=0.1, schedule=ScheduleSettings(start=0.9, end=0.2)),
+    "sds": ImageSettings(method="sds", learning_rate=1.0, schedule=ScheduleSettings(start=0.9, end=0.2)),
 }
-"""Each method's settings, chosen by `--sweep` at 200 evaluations; those of VSD and SDS when images still started
-from white noise."""
+"""Each method's settings, by `--sweep` at 200 evaluations: the least distance among those whose images the judge
+grades as prompted at least as often as others' in shape, pattern and colour."""
 
 
 @dataclass(frozen=True)

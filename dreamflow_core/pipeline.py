@@ -188,7 +188,7 @@ class Stage:
     views: ViewRange = field(default_factory=ViewRange)
     method: str = "apfo"
     # There are few iterations to learn in, and what phi has not learned blurs fields and swells meshes.
-    phi: PhiSettings = field(default_factory=lambda: PhiSettings(learning_rate=5e-3))
+    phi: PhiSettings = field(default_factory=lambda: PhiSettings(learning_rate=5e-3, level="random"))
 
     def __post_init__(self) -> None:
         _check_method(self.method)

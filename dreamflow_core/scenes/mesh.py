@@ -146,8 +146,8 @@ class MeshScene:
     def _make_optimiser(self) -> torch.optim.Adam:
         rates = self.settings.rates()
         groups = [{"params": [value.requires_grad_()], "lr": rates[name]} for name, value in self.theta.items()]
-        # A tiny epsilon: texels and vertices that are seldom seen get small gradients and must still move.
-        optimiser = torch.optim.Adam(groups, betas=(0.9, 0.99), eps=1e-15)
+        # As for the radiance field: seldom seen texels must move, and steps must fall as the flow's displacement does.
+        optimiser = torch.optim.Adam(groups, betas=(0.9, 0.99), eps=1e-15, amsgrad=True)
         optimiser.register_step_post_hook(lambda *_: self._project())
         return optimiser
 

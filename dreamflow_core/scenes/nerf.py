@@ -136,8 +136,10 @@ class NeRFScene:
             {"params": list(self.field.grid.parameters()), "lr": self.settings.grid_rate},
             {"params": heads, "lr": self.settings.head_rate},
         ]
-        # A tiny epsilon: entries that are seldom seen get small gradients and must still move.
-        return torch.optim.Adam(groups, betas=(0.9, 0.99), eps=1e-15)
+        # A tiny epsilon: entries that are seldom seen get small gradients and must still move. AMSGrad: the flow's
+        # displacement falls with sigma, and so must the steps; Adam's keep their size, and once the model takes any
+        # brightness for granted they add up phi's small errors to a random walk of the whole object's colour.
+        return torch.optim.Adam(groups, betas=(0.9, 0.99), eps=1e-15, amsgrad=True)
 
     def start_from(self, other: NeRFScene) -> None:
         """Copy another scene's field and occupied space; its settings are of the same form (`formed_as`)."""

@@ -69,7 +69,7 @@ class NeRFSettings:
     distortion: float = 0.0
     grid_rate: float = 0.05
     head_rate: float = 0.01
-    final_rate: float = 0.2
+    final_rate: float = 0.02
     rays_per_chunk: int = 1 << 14
 
     def __post_init__(self) -> None:
