@@ -187,7 +187,8 @@ class Stage:
 
     views: ViewRange = field(default_factory=ViewRange)
     method: str = "apfo"
-    # There are few iterations to learn in, and what phi has not learned blurs fields and swells meshes.
+    # There are few iterations to learn in, and what phi has not learned blurs fields and swells meshes. Random levels:
+    # steadier, so that less of phi's own noise reaches the scene, for an evaluation more.
     phi: PhiSettings = field(default_factory=lambda: PhiSettings(learning_rate=5e-3, level="random"))
 
     def __post_init__(self) -> None:

@@ -56,8 +56,8 @@ class MeshScene:
     `begin` is called before each iteration and tells how far the run is.
 
     Memory: a render keeps, until its backward pass and at float32, about 0.15 kB for each pixel that the
-    mesh covers, over all views, if only the texture is optimised and 0.5 kB otherwise; and about 100 bytes a
-    texel with Adam's.
+    mesh covers, over all views, if only the texture is optimised and 0.5 kB otherwise; and about 110 bytes a
+    texel with the optimiser's.
 
     Args:
         mesh: to start from. Texture and normal map need UVs and a texture; geometry alone shows whatever
