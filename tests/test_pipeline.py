@@ -42,9 +42,16 @@ from dreamflow_core.state import BadFile, save_state
 SIZE = 24
 ORANGE = (0.97, 0.5, 0.04)
 GRID = HashGridSettings(levels=4, features=2, entries_log2=12, coarsest=4, finest=32)
-FIELD = NeRFSettings(grid=GRID, hidden=16, size=SIZE, coarse_size=12, coarse_levels=2.0, samples=40, occupancy=16)
-# There are few iterations, and SDS's levels do not fall.
-FIELD = replace(FIELD, final_rate=0.2)
+FIELD = NeRFSettings(
+    grid=GRID,
+    hidden=16,
+    size=SIZE,
+    coarse_size=12,
+    coarse_levels=2.0,
+    samples=40,
+    occupancy=16,
+    final_rate=0.2,  # there are few iterations, and SDS's levels do not fall
+)
 NERF = NeRFStage(scene=FIELD, method="sds")
 MESH = MeshStage(scene=MeshSettings("both", size=SIZE, smoothing=4.0, geometry_rate=0.05), method="sds")
 EXTRACT = ExtractSettings(faces=1000, texture_size=64, resolution=48)
