@@ -56,8 +56,8 @@ class MeshScene:
     `begin` is called before each iteration and tells how far the run is.
 
     Memory: a render keeps, until its backward pass and at float32, about 0.15 kB for each pixel that the
-    mesh covers, over all views, if only the texture is optimised and 0.5 kB otherwise; and about 110 bytes a
-    texel with the optimiser's.
+    mesh covers, over all views, if only the texture is optimised and 0.5 kB otherwise; and about 100 bytes a
+    texel with Adam's.
 
     Args:
         mesh: to start from. Texture and normal map need UVs and a texture; geometry alone shows whatever
@@ -146,8 +146,8 @@ class MeshScene:
     def _make_optimiser(self) -> torch.optim.Adam:
         rates = self.settings.rates()
         groups = [{"params": [value.requires_grad_()], "lr": rates[name]} for name, value in self.theta.items()]
-        # As for the radiance field: seldom seen texels must move, and steps must fall as the flow's displacement does.
-        optimiser = torch.optim.Adam(groups, betas=(0.9, 0.99), eps=1e-15, amsgrad=True)
+        # A tiny epsilon: texels and vertices that are seldom seen get small gradients and must still move.
+        optimiser = torch.optim.Adam(groups, betas=(0.9, 0.99), eps=1e-15)
         optimiser.register_step_post_hook(lambda *_: self._project())
         return optimiser
 
