@@ -1,6 +1,6 @@
 """How well the demo model follows its prompts, by the judge and by colour statistics.
 
-    python benchmarks/demo_quality.py [--prompts 500] [--cfg 1.5] [--steps 18] [--seed 0] [--out evaluation/demo]
+    python benchmarks/demo_quality.py [--prompts 500] [--cfg 2] [--steps 18] [--seed 0] [--out evaluation/demo]
 
 Prompts are drawn evenly from all combinations of shape, colours, pattern, view and background. Prints a
 table, the same table for true renders (the judge's own ceiling), and writes the worst cases as a picture
@@ -205,7 +205,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, default=MODELS["demo"])
     parser.add_argument("--refiner", type=Path, default=MODELS["demo-refiner"])
     parser.add_argument("--prompts", type=int, default=500)
-    parser.add_argument("--cfg", type=float, default=1.5)
+    parser.add_argument("--cfg", type=float, default=2.0)
     parser.add_argument("--steps", type=int, default=18)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("evaluation/demo"))

@@ -321,7 +321,7 @@ def main() -> None:
     parser.add_argument("--preset", choices=list(PRESETS), default="draft")
     parser.add_argument("--model", default="demo", help="name or file of a demo model")
     parser.add_argument("--refiner", default=None, help="name or file of a demo model")
-    parser.add_argument("--cfg", type=float, default=1.5)
+    parser.add_argument("--cfg", type=float, default=2.0)
     parser.add_argument("--control", choices=("none", "frozen", "wrong", "untrained"), default="none")
     parser.add_argument("--no-judge", action="store_true", help="leave out what needs the judge")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time; they share the cores")

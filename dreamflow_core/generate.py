@@ -59,8 +59,9 @@ def _plan(nerf: tuple[int, int], tune: tuple[int, int], refine: tuple[int, int],
     gentle = MeshSettings("texture", texture_rate=0.008, geometry_rate=0.005, final_rate=0.1)
     paint = MeshSettings("texture", texture_rate=0.01, colour_drift=2 / 255)
     return Plan(
-        # The bundled model's timesteps are even in ln(sigma); above 0.75 of them it sees nothing but noise.
-        nerf=Planned(ScheduleSettings(0.75, 0.35, *nerf), NeRFStage()),
+        # The bundled model's timesteps are even in ln(sigma); above 0.75 of them it sees nothing but noise, and
+        # below 0.47, a sigma of 0.5, the field's outline changed no more: that is left to the mesh.
+        nerf=Planned(ScheduleSettings(0.75, 0.47, *nerf), NeRFStage()),
         extract=extract,
         tune=Planned(ScheduleSettings(0.5, 0.15, *tune), MeshStage(scene=gentle)),
         refine=Planned(
@@ -72,8 +73,8 @@ def _plan(nerf: tuple[int, int], tune: tuple[int, int], refine: tuple[int, int],
 
 
 PRESETS = {
-    "draft": _plan((48, 8), (20, 3), (20, 2), ExtractSettings(faces=5000, texture_size=256)),
-    "standard": _plan((80, 10), (40, 5), (40, 3), ExtractSettings(faces=10000, texture_size=512)),
+    "draft": _plan((48, 12), (20, 3), (20, 2), ExtractSettings(faces=5000, texture_size=256)),
+    "standard": _plan((80, 12), (40, 5), (40, 3), ExtractSettings(faces=10000, texture_size=512)),
     "high": _plan((160, 12), (80, 5), (80, 5), ExtractSettings(faces=30000, texture_size=1024, resolution=192)),
 }
 

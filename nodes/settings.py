@@ -79,7 +79,7 @@ def flow_inputs() -> list[io.Input]:
             tooltip="Of everything random in this stage.",
         ),
         io.Float.Input(
-            "cfg", default=7.5, min=0.0, max=100.0, step=0.1, tooltip="Guidance scale. The demo models want 1.5."
+            "cfg", default=7.5, min=0.0, max=100.0, step=0.1, tooltip="Guidance scale. The demo models want 2."
         ),
         number(ScheduleSettings, "iterations", 1, 10000, "Iterations at each noise level.", advanced=False),
     ]

@@ -10,6 +10,7 @@ import pytest
 import torch
 from gaussian import GaussianPrior
 
+from dreamflow_core.cameras import Cameras, orbit
 from dreamflow_core.demo import train
 from dreamflow_core.demo.dataset import SurfaceBank
 from dreamflow_core.demo.model import (
@@ -23,6 +24,7 @@ from dreamflow_core.demo.model import (
     save_model,
 )
 from dreamflow_core.demo.train import Muon, Recipe, Run, learning_rate, orthogonalise, sample_sigma
+from dreamflow_core.priors.demo import DemoPrior
 from dreamflow_core.sampler import heun
 from dreamflow_core.schedule import log_uniform
 from dreamflow_core.state import BadFile, save_state
@@ -129,6 +131,23 @@ def test_bad_model_files_are_named(tmp_path: Path):
     save_state(tmp_path / "foreign", {"weights": torch.ones(1)})
     with pytest.raises(BadFile, match="is not a demo model"):
         load_model(tmp_path / "foreign")
+
+
+def test_guidance_of_views_keeps_away_from_the_same_words_without_a_view():
+    prompt, views = "a blue plain car", orbit(2, 20, 3, 40)  # from the front and from the back
+    model = load_model(MODELS["demo"])
+    z_t = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+
+    def estimate(words: str, away: str | None = None, cfg: float = 1.0, seen: Cameras | None = views) -> torch.Tensor:
+        with torch.no_grad():
+            return DemoPrior(model, words, away, cfg).denoise(z_t, 2.0, seen, guided=True)
+
+    asked, same, nothing = estimate(prompt), estimate(prompt, seen=None), estimate("", seen=None)
+    torch.testing.assert_close(estimate(prompt, cfg=3.0), same + 3 * (asked - same))
+    torch.testing.assert_close(estimate(prompt + ", seen from the back", cfg=3.0)[1], (same + 3 * (asked - same))[1])
+    torch.testing.assert_close(estimate(prompt, "", 3.0), nothing + 3 * (asked - nothing))
+    # A picture has no view to bring out: what is left is guidance away from the unconditional model.
+    torch.testing.assert_close(estimate(prompt, None, 3.0, None), nothing + 3 * (same - nothing))
 
 
 def test_heun_solves_a_gaussian_flow():

@@ -109,8 +109,9 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     model = PriorSettings(model="demo", positive="")
     add("positive", metavar="PROMPT", help="what to make")
     add("--model", default=model.model, help="demo, a diffusers folder or a .safetensors checkpoint (default: demo)")
-    add("--negative", default=model.negative, metavar="PROMPT", help="what to keep away from")
-    add("--cfg", type=float, metavar="X", help="guidance scale (default: 1.5 for the demo models, 7.5 for others)")
+    away = "what to keep away from (default: nothing; for the demo models in 3D the prompt without a view)"
+    add("--negative", default=model.negative, metavar="PROMPT", help=away)
+    add("--cfg", type=float, metavar="X", help="guidance scale (default: 2 for the demo models, 7.5 for others)")
     add("--lora", dest="loras", action="append", default=[], metavar="FILE[:WEIGHT]", help="may be repeated")
     add("--dtype", choices=list(DTYPES), default=model.dtype, help=f"of a diffusers model's weights ({model.dtype})")
     add("--config", metavar="FOLDER", help="diffusers folder to configure a single-file checkpoint from")

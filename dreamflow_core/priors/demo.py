@@ -20,16 +20,19 @@ class DemoPrior:
     Args:
         model: from `demo.model.load_model`; its weights are frozen here.
         positive, negative: prompts in the demo vocabulary; an empty negative is the unconditional model.
+            None is the unconditional model for pictures, and for views of a scene the positive without a view's
+            name: guidance then brings out what tells the views apart, and not the size of the object (ours).
         cfg: guidance scale; 1 evaluates the positive prompt alone.
 
     Raises:
         UnknownWord: a prompt uses a word the model does not know.
     """
 
-    def __init__(self, model: DemoModel, positive: str, negative: str = "", cfg: float = 1.5):
+    def __init__(self, model: DemoModel, positive: str, negative: str | None = None, cfg: float = 2.0):
         self.network = model.requires_grad_(False).eval()
         self.device = next(model.parameters()).device
-        self.positive, self.negative, self.cfg = parse(positive), parse(negative), cfg
+        self.positive, self.cfg = parse(positive), cfg
+        self.negative = None if negative is None else parse(negative)
 
     @property
     def default_size(self) -> tuple[int, int]:
@@ -59,9 +62,15 @@ class DemoPrior:
         positive = self._context(self.positive, views, len(z_t))
         if not guided or self.cfg == 1:
             return self.network(z_t, levels, positive)
-        context = torch.cat([positive, self._context(self.negative, None, len(z_t))])
+        context = torch.cat([positive, self._context(self._away(views), None, len(z_t))])
         conditional, unconditional = self.network(z_t.repeat(2, 1, 1, 1), levels.repeat(2), context).chunk(2)
         return guide(conditional, unconditional, self.cfg)
+
+    def _away(self, views: Cameras | None) -> Description:
+        """What guidance keeps away from."""
+        if self.negative is not None:
+            return self.negative
+        return Description() if views is None else replace(self.positive, view=None)
 
     def _context(self, description: Description, views: Cameras | None, count: int) -> Tensor:
         """(B, slots, token): the description, with each view's name where it names no view itself."""

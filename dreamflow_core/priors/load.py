@@ -32,7 +32,8 @@ class PriorSettings:
 
     Attributes:
         model: "demo", a local diffusers folder or a single-file checkpoint.
-        positive, negative: prompts.
+        positive: prompt.
+        negative: prompt; None is the kind of model's own default.
         cfg: classifier-free guidance scale; None is the kind of model's own default.
         loras: files, each FILE or FILE:WEIGHT.
         dtype: weights of a diffusers model: fp32, fp16 or bf16. The demo models are fp32.
@@ -41,7 +42,7 @@ class PriorSettings:
 
     model: str
     positive: str
-    negative: str = ""
+    negative: str | None = None
     cfg: float | None = None
     loras: Sequence[str] = ()
     dtype: str = "fp32"
@@ -56,11 +57,11 @@ def load_prior(settings: PriorSettings) -> HeadlessPrior:
         ValueError: a prompt or a setting does not fit the model.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    cfg = {} if settings.cfg is None else {"cfg": settings.cfg}
+    guided = {name: value for name in ("negative", "cfg") if (value := getattr(settings, name)) is not None}
     if settings.model in MODELS:
         if settings.loras:
             raise ValueError("the demo models take no LoRA files")
-        return DemoPrior(load_model(MODELS[settings.model]).to(device), settings.positive, settings.negative, **cfg)
+        return DemoPrior(load_model(MODELS[settings.model]).to(device), settings.positive, **guided)
     path = Path(settings.model)
     if not path.exists():
         raise ValueError(
@@ -72,7 +73,7 @@ def load_prior(settings: PriorSettings) -> HeadlessPrior:
     loras = [_lora(text) for text in settings.loras]
     config = None if settings.config is None else Path(settings.config)
     pipeline = load_pipeline(path, DTYPES[settings.dtype], loras, device, config)
-    return DiffusersPrior(pipeline, settings.positive, settings.negative, **cfg)
+    return DiffusersPrior(pipeline, settings.positive, **guided)
 
 
 def _lora(text: str) -> tuple[Path, float]:

@@ -65,11 +65,11 @@ class NeRFSettings:
     least_density: float = 0.05
     background: str = "random"
     orientation: float = 0.0
-    opacity: float = 1e-3
+    opacity: float = 0.0
     distortion: float = 0.0
     grid_rate: float = 0.05
     head_rate: float = 0.01
-    final_rate: float = 0.02
+    final_rate: float = 0.05
     rays_per_chunk: int = 1 << 14
 
     def __post_init__(self) -> None:
