@@ -1,13 +1,15 @@
 """Whether text to 3D makes what the prompt asked for, stage by stage, against the truth renderer.
 
     python benchmarks/evaluate_3d.py [--prompts 24] [--seeds 2] [--preset draft] [--refiner demo-refiner]
-                                     [--control none|frozen|wrong|untrained] [--jobs 1] [--out evaluation/3d]
+                                     [--control none|frozen|wrong|untrained] [--jobs 1]
+                                     [--fields evaluation/fields] [--out evaluation/3d]
 
 Prompts cover all shapes, colours and patterns. Every result is looked at by 24 cameras all around and
 compared with the true object, turned about its vertical axis to where it fits best (by how far is
 reported: an object with a front must not be turned). One JSON row a prompt and seed is kept in the output
-folder, so a run that is stopped goes on where it was; pictures of all results and a table end it. Needs the
-Khronos validator (`npm install -g gltf-validator`).
+folder, so a run that is stopped goes on where it was; pictures of all results and a table end it. Radiance
+fields, which take most of the time, are kept in a folder of their own and made again only where what they
+depend on has changed. Needs the Khronos validator (`npm install -g gltf-validator`).
 
 Negative controls: "frozen" lets phi learn nothing, "wrong" grades against another prompt, "untrained"
 uses a model with random weights. They should fall short.
@@ -18,13 +20,15 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
+from functools import partial
+from hashlib import sha256
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -45,9 +49,11 @@ from dreamflow_core.pictures import contact_sheet, load_picture, save_picture
 from dreamflow_core.prior import Look
 from dreamflow_core.priors.demo import DemoPrior
 from dreamflow_core.scenes.mesh import look_at
-from dreamflow_core.scenes.nerf import NeRFScene
+from dreamflow_core.scenes.nerf import NeRFScene, load_field, save_field
 from dreamflow_core.state import make_generator, write_bytes
 from dreamflow_core.views import View
+
+T = TypeVar("T")
 
 VIEWS, SIZE, ELEVATION = 24, 64, 20.0
 FINEST_TURN = 5.0
@@ -241,7 +247,7 @@ def plan_for(options: argparse.Namespace, priors: dict[str, DemoPrior]) -> Plan:
 
 def evaluate(description: Description, seed: int, options: argparse.Namespace, judge: Judge | None) -> dict[str, Any]:
     """One row, with the mesh and a picture of every stage beside it."""
-    prompt = description.prompt()
+    prompt, name = description.prompt(), slug(description, seed)
     priors = load_priors(options, prompt)
     plan = plan_for(options, priors)
     graded = replace(description, shape=following(description.shape), colour=following(description.colour))
@@ -249,16 +255,14 @@ def evaluate(description: Description, seed: int, options: argparse.Namespace, j
     stages: dict[str, dict[str, Any]] = {}
     looks: dict[str, Look] = {}
 
-    def run(name: str, function):
-        started = time.process_time()
-        made = function()
-        seconds = time.process_time() - started
-        looks[name] = made.view if isinstance(made, NeRFScene) else look_at(made)
-        stages[name] = {"cpu_seconds": seconds, **measure(looks[name], true, judge)}
+    def run(stage: str, function):
+        kept = partial(keep_field, options.fields / name, plan, options)
+        made, seconds = kept(function) if stage == "nerf" else timed(function)
+        looks[stage] = made.view if isinstance(made, NeRFScene) else look_at(made)
+        stages[stage] = {"cpu_seconds": seconds, **measure(looks[stage], true, judge)}
         return made
 
     mesh = generate(plan, priors, seed=seed, run=run)
-    name = slug(description, seed)
     path = options.out / f"{name}.glb"
     save_mesh(path, mesh)
     save_picture(options.out / f"{name}.png", sheet(looks, true))
@@ -268,6 +272,29 @@ def evaluate(description: Description, seed: int, options: argparse.Namespace, j
     if "refine" in stages:
         row["refine"] = refine_row(stages["tune"], stages["refine"], true)
     return row
+
+
+def keep_field(
+    path: Path, plan: Plan, options: argparse.Namespace, make: Callable[[], NeRFScene]
+) -> tuple[NeRFScene, float]:
+    """A field and the CPU seconds it took: the one at a path, if it was made from the same, or a new one kept there."""
+    weights = sha256(MODELS.get(options.model, Path(options.model)).read_bytes()).hexdigest()
+    others = {"weights": weights, "cfg": options.cfg, "untrained": options.control == "untrained"}
+    source = json.loads(json.dumps({"plan": asdict(plan.nerf), **others}))
+    file, record = path.with_suffix(".safetensors"), path.with_suffix(".json")
+    if record.exists() and (saved := json.loads(record.read_text()))["source"] == source:
+        return load_field(file), saved["cpu_seconds"]
+    field, seconds = timed(make)
+    record.unlink(missing_ok=True)
+    save_field(file, field)
+    write_bytes(record, json.dumps({"source": source, "cpu_seconds": seconds}).encode())
+    return field, seconds
+
+
+def timed(make: Callable[[], T]) -> tuple[T, float]:
+    """What a function returns, and the CPU seconds it took."""
+    started = time.process_time()
+    return make(), time.process_time() - started
 
 
 def following(value: str) -> str:
@@ -325,6 +352,7 @@ def main() -> None:
     parser.add_argument("--control", choices=("none", "frozen", "wrong", "untrained"), default="none")
     parser.add_argument("--no-judge", action="store_true", help="leave out what needs the judge")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time; they share the cores")
+    parser.add_argument("--fields", type=Path, default=Path("evaluation/fields"), help="where radiance fields are kept")
     parser.add_argument("--out", type=Path, default=Path("evaluation/3d"))
     options = parser.parse_args()
     try:

@@ -52,7 +52,7 @@ def main() -> None:
     unwrap._PIECE_FACES = piece
     print(f"  split / unsplit {split / whole:.2f}")
     _, (flat, _) = timed("unwrap 50k faces, split", lambda: unwrap.unwrap(large, TEXTURE))
-    timed(f"bake 50k faces, {TEXTURE} px", lambda: bake(flat, TEXTURE, lambda points: 0.5 + 0.4 * np.sin(points)))
+    timed(f"bake 50k faces, {TEXTURE} px", lambda: bake(flat, TEXTURE, lambda points, _: 0.5 + 0.4 * np.sin(points)))
     _, preconditioner = timed("factorise 50k faces", lambda: Preconditioner(large.faces, len(large.vertices), 19.0))
     vertices = torch.from_numpy(large.vertices)
     timed("solve 50k faces, 10 times", lambda: [preconditioner.solve(vertices) for _ in range(10)])

@@ -308,11 +308,12 @@ def extract_mesh(field: NeRFScene, settings: ExtractSettings) -> Mesh:
     density = field.density_grid(settings.resolution).cpu().numpy()
     mesh = simplify(extract(density, 1.0, settings.threshold), settings.faces)
     flat, _ = unwrap(replace(mesh, unlit=True), settings.texture_size)
-    return bake(flat, settings.texture_size, lambda points: _colours(field, points))
+    return bake(flat, settings.texture_size, lambda *surface: _colours(field, *surface))
 
 
-def _colours(field: NeRFScene, points: Floats) -> Floats:
-    return field.colour(torch.from_numpy(np.asarray(points, np.float32))).cpu().numpy()
+def _colours(field: NeRFScene, points: Floats, normals: Floats) -> Floats:
+    places = (torch.from_numpy(np.asarray(values, np.float32)) for values in (points, normals))
+    return field.surface_colour(*places).cpu().numpy()
 
 
 def optimise_mesh(

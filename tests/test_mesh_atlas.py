@@ -95,7 +95,7 @@ def test_texels_lie_on_the_surface(flat: Mesh):
 
 
 def test_a_baked_texture_gives_the_colours_back_also_at_seams(flat: Mesh):
-    baked = bake(flat, SIZE, colour)
+    baked = bake(flat, SIZE, lambda points, _: colour(points))
     rng = np.random.default_rng(0)
     face = rng.integers(len(flat.faces), size=20000)
     weights = rng.dirichlet((1, 1, 1), 20000)
@@ -128,6 +128,6 @@ def test_bad_settings_are_one_clear_error(closed: Mesh, flat: Mesh):
     with pytest.raises(BadMesh, match="texture size is 8"):
         unwrap(closed, 8)
     with pytest.raises(BadMesh, match="no UVs"):
-        bake(closed, SIZE, colour)
+        bake(closed, SIZE, lambda points, _: colour(points))
     with pytest.raises(BadMesh, match="texture contain NaN"):
-        bake(flat, SIZE, lambda points: points * np.nan)
+        bake(flat, SIZE, lambda points, _: points * np.nan)

@@ -36,7 +36,7 @@ def bare() -> Mesh:
 
 @pytest.fixture(scope="module")
 def textured(bare: Mesh) -> Mesh:
-    return bake(unwrap(bare, 128)[0], 128, colour)
+    return bake(unwrap(bare, 128)[0], 128, lambda points, _: colour(points))
 
 
 @pytest.fixture(scope="module")

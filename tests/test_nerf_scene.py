@@ -221,6 +221,18 @@ def test_queries():
     assert not scene.density(points).requires_grad
 
 
+def test_the_colour_of_a_surface_is_what_a_camera_sees_of_it():
+    scene = lively(SMALL)
+    cameras = orbit(6, 30.0, 3.0, 40.0)
+    outward = torch.nn.functional.normalize(cameras.position(), dim=-1)
+    # From 0.1 in front of these points a ray passes what the middle of a picture shows: all of the unit sphere.
+    points = 0.9 * outward
+    seen = scene.view(cameras, 1)
+    expected = seen.colour.flatten(1) + (1 - seen.alpha.flatten(1)) * scene.colour(points)
+    assert 0.3 < seen.alpha.min()
+    torch.testing.assert_close(scene.surface_colour(points, outward), expected, atol=1e-4, rtol=0)
+
+
 def test_skipped_space_is_nearly_empty():
     """What the occupancy grid leaves out hardly shows."""
     scene = lively(SMALL)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy.ndimage import distance_transform_edt
 
+from . import topology
 from .mesh import BadMesh, Floats, Ints, Mesh
 from .unwrap import check_texture_size
 
@@ -70,19 +71,22 @@ def surface_texels(mesh: Mesh, size: int) -> Texels:
     return Texels(size, *(np.concatenate(pair) for pair in joined))
 
 
-def bake(mesh: Mesh, size: int, colour: Callable[[Floats], Floats]) -> Mesh:
+def bake(mesh: Mesh, size: int, colour: Callable[[Floats, Floats], Floats]) -> Mesh:
     """The mesh with a size x size texture of the colours at its surface.
 
     Args:
         mesh: with UVs.
-        colour: maps points (P, 3), P at most 65536, to colours (P, 3) in [0, 1].
+        colour: maps points (P, 3) and the unit normals (P, 3) there, P at most 65536, to colours (P, 3) in [0, 1].
 
     Raises:
         BadMesh: the mesh has no UVs, the size is out of range, or a colour is not finite.
     """
     texels = surface_texels(mesh, size)
     points = texels.interpolate(mesh.vertices, mesh.faces)
-    chunks = [colour(points[start : start + _CHUNK]) for start in range(0, len(points), _CHUNK)]
+    normals = texels.interpolate(topology.vertex_normals(mesh.vertices, mesh.faces), mesh.faces)
+    normals /= np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), np.finfo(np.float32).tiny)
+    parts = (slice(start, start + _CHUNK) for start in range(0, len(points), _CHUNK))
+    chunks = [colour(points[part], normals[part]) for part in parts]
     return replace(mesh, texture=fill(texels, np.concatenate(chunks)))
 
 

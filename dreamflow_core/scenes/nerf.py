@@ -265,6 +265,17 @@ class NeRFScene:
         """Colour (P, 3) in [0, 1] at points (P, 3); no gradient."""
         return self._query(points, lambda *arguments: self.field(*arguments)[1])
 
+    @torch.no_grad()
+    def surface_colour(self, points: Tensor, normals: Tensor) -> Tensor:
+        """Colour (P, 3) in [0, 1] that is seen at points (P, 3) of a surface along its unit normals (P, 3).
+
+        A soft field shows the colours of a layer, which differ from the one at the very point. No gradient.
+        """
+        points, normals = points.to(self.device), normals.to(self.device)
+        centred = torch.full((len(points),), 0.5, device=self.device)
+        rays = self._render_rays(points + _BEFORE * normals, -normals, centred, normals=False)
+        return rays["colour"] + (1 - rays["alpha"]) * self.colour(points)
+
     def normals(self, points: Tensor) -> Tensor:
         """Outward unit normals (P, 3) at points (P, 3); no gradient."""
         return self._query(points, lambda *arguments: self.field(*arguments, normals=True)[2])
@@ -304,6 +315,9 @@ class NeRFScene:
         self.generator.set_state(state["generator"])
         self.iteration, self.progress = state["iteration"], state["progress"]
 
+
+_BEFORE = 0.1
+"""Distance in front of a surface from which its colour is looked at: the soft layer before it shows, too."""
 
 OCCUPANCY_DECAY = 0.7
 """How much of a cell's largest density is remembered from one update to the next: each update looks at
