@@ -197,7 +197,7 @@ def test_phi_learns_the_scene(level):
 def test_base_weights_and_hooks_are_untouched():
     model = tiny_model()
     before = copy.deepcopy(model.state_dict())
-    result = tiny_run(DemoPrior(model, "a red cube"))
+    result = tiny_run(DemoPrior(model, "a red cube", cfg=1.5))
     assert result.abs().max() > 0.01
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, before[name]), name
@@ -220,7 +220,7 @@ def test_hooks_are_gone_after_an_error():
         raise RuntimeError("front end")
 
     with pytest.raises(RuntimeError, match="front end"):
-        tiny_run(DemoPrior(model, "a red cube"), on_progress=fail)
+        tiny_run(DemoPrior(model, "a red cube", cfg=1.5), on_progress=fail)
     assert not any(module._forward_hooks for module in model.modules())
 
 

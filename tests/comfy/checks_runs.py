@@ -124,5 +124,5 @@ def demo_priors(views: int):
     everywhere = clip.encode_from_tokens_scheduled(clip.tokenize(PROMPT))
     negative = clip.encode_from_tokens_scheduled(clip.tokenize(""))
     with torch.inference_mode(False):
-        headless = DemoPrior(load_model(MODELS["demo"]), PROMPT, cfg=3.0)
+        headless = DemoPrior(load_model(MODELS["demo"]), PROMPT, "", cfg=3.0)
     return prior(model, positive if views == 4 else everywhere, negative, cfg=3.0, vae=vae, views=views), headless
