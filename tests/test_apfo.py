@@ -287,7 +287,7 @@ def test_nan_is_named_and_the_last_good_checkpoint_kept(tmp_path: Path):
 
     path = tmp_path / "state.safetensors"
     with pytest.raises(NotFinite, match=r"^D p is not finite at level 5 of 8 \(sigma 0\.\d+, iteration 5\)"):
-        tiny_run(Breaks(tiny_model(), "a red cube"), checkpoint=Checkpoint(path, {}, every=0))
+        tiny_run(Breaks(tiny_model(), "a red cube", cfg=1.5), checkpoint=Checkpoint(path, {}, every=0))
     state = load_state(path)["loop"]
     assert state["step"] == 4
     assert torch.isfinite(state["scene"]["values"]).all()
