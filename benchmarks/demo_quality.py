@@ -32,6 +32,7 @@ from dreamflow_core.demo.truth import BACKGROUNDS, COLOURS, PATTERNS, Pattern
 from dreamflow_core.demo.vocabulary import SLOTS, Description, all_descriptions
 from dreamflow_core.pictures import contact_sheet, save_picture
 from dreamflow_core.prior import guide
+from dreamflow_core.priors.demo import CFG
 from dreamflow_core.sampler import heun
 from dreamflow_core.schedule import karras
 from dreamflow_core.state import make_generator, write_bytes
@@ -205,7 +206,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, default=MODELS["demo"])
     parser.add_argument("--refiner", type=Path, default=MODELS["demo-refiner"])
     parser.add_argument("--prompts", type=int, default=500)
-    parser.add_argument("--cfg", type=float, default=2.0)
+    parser.add_argument("--cfg", type=float, default=CFG)
     parser.add_argument("--steps", type=int, default=18)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("evaluation/demo"))

@@ -8,8 +8,8 @@ Prompts cover all shapes, colours and patterns. Every result is looked at by 24 
 compared with the true object, turned about its vertical axis to where it fits best (by how far is
 reported: an object with a front must not be turned). One JSON row a prompt and seed is kept in the output
 folder, so a run that is stopped goes on where it was; pictures of all results and a table end it. Radiance
-fields, which take most of the time, are kept in a folder of their own and made again only where what they
-depend on has changed. Needs the Khronos validator (`npm install -g gltf-validator`).
+fields, which take most of the time, are kept in a folder of their own, by their settings and weights: remove it
+when the code that makes them has changed. Needs the Khronos validator (`npm install -g gltf-validator`).
 
 Negative controls: "frozen" lets phi learn nothing, "wrong" grades against another prompt, "untrained"
 uses a model with random weights. They should fall short.
@@ -47,7 +47,7 @@ from dreamflow_core.mesh.files import load_mesh, save_mesh
 from dreamflow_core.mesh.mesh import Mesh
 from dreamflow_core.pictures import contact_sheet, load_picture, save_picture
 from dreamflow_core.prior import Look
-from dreamflow_core.priors.demo import DemoPrior
+from dreamflow_core.priors.demo import CFG, DemoPrior
 from dreamflow_core.scenes.mesh import look_at
 from dreamflow_core.scenes.nerf import NeRFScene, load_field, save_field
 from dreamflow_core.state import make_generator, write_bytes
@@ -256,7 +256,7 @@ def evaluate(description: Description, seed: int, options: argparse.Namespace, j
     looks: dict[str, Look] = {}
 
     def run(stage: str, function):
-        kept = partial(keep_field, options.fields / name, plan, options)
+        kept = partial(keep_field, name, plan, options)
         made, seconds = kept(function) if stage == "nerf" else timed(function)
         looks[stage] = made.view if isinstance(made, NeRFScene) else look_at(made)
         stages[stage] = {"cpu_seconds": seconds, **measure(looks[stage], true, judge)}
@@ -275,19 +275,19 @@ def evaluate(description: Description, seed: int, options: argparse.Namespace, j
 
 
 def keep_field(
-    path: Path, plan: Plan, options: argparse.Namespace, make: Callable[[], NeRFScene]
+    name: str, plan: Plan, options: argparse.Namespace, make: Callable[[], NeRFScene]
 ) -> tuple[NeRFScene, float]:
-    """A field and the CPU seconds it took: the one at a path, if it was made from the same, or a new one kept there."""
+    """A field and the CPU seconds it took: one kept with the same settings and weights, or a new one."""
     weights = sha256(MODELS.get(options.model, Path(options.model)).read_bytes()).hexdigest()
     others = {"weights": weights, "cfg": options.cfg, "untrained": options.control == "untrained"}
-    source = json.loads(json.dumps({"plan": asdict(plan.nerf), **others}))
+    source = json.dumps({"plan": asdict(plan.nerf), **others})
+    path = options.fields / f"{name}-{sha256(source.encode()).hexdigest()[:12]}"
     file, record = path.with_suffix(".safetensors"), path.with_suffix(".json")
-    if record.exists() and (saved := json.loads(record.read_text()))["source"] == source:
-        return load_field(file), saved["cpu_seconds"]
+    if record.exists():
+        return load_field(file), json.loads(record.read_text())["cpu_seconds"]
     field, seconds = timed(make)
-    record.unlink(missing_ok=True)
     save_field(file, field)
-    write_bytes(record, json.dumps({"source": source, "cpu_seconds": seconds}).encode())
+    write_bytes(record, json.dumps({"cpu_seconds": seconds}).encode())
     return field, seconds
 
 
@@ -348,7 +348,7 @@ def main() -> None:
     parser.add_argument("--preset", choices=list(PRESETS), default="draft")
     parser.add_argument("--model", default="demo", help="name or file of a demo model")
     parser.add_argument("--refiner", default=None, help="name or file of a demo model")
-    parser.add_argument("--cfg", type=float, default=2.0)
+    parser.add_argument("--cfg", type=float, default=CFG)
     parser.add_argument("--control", choices=("none", "frozen", "wrong", "untrained"), default="none")
     parser.add_argument("--no-judge", action="store_true", help="leave out what needs the judge")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time; they share the cores")

@@ -12,6 +12,7 @@ from types import UnionType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from ..apfo import Checkpoint
+from ..priors.demo import CFG
 from ..priors.load import DTYPES, PriorSettings
 
 S = TypeVar("S")
@@ -111,7 +112,8 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     add("--model", default=model.model, help="demo, a diffusers folder or a .safetensors checkpoint (default: demo)")
     away = "what to keep away from (default: nothing; for the demo models in 3D the prompt without a view)"
     add("--negative", default=model.negative, metavar="PROMPT", help=away)
-    add("--cfg", type=float, metavar="X", help="guidance scale (default: 2 for the demo models, 7.5 for others)")
+    scale = f"guidance scale (default: {CFG:g} for the demo models, 7.5 for others)"
+    add("--cfg", type=float, metavar="X", help=scale)
     add("--lora", dest="loras", action="append", default=[], metavar="FILE[:WEIGHT]", help="may be repeated")
     add("--dtype", choices=list(DTYPES), default=model.dtype, help=f"of a diffusers model's weights ({model.dtype})")
     add("--config", metavar="FOLDER", help="diffusers folder to configure a single-file checkpoint from")

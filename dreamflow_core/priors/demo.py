@@ -13,6 +13,9 @@ from ..demo.model import DemoModel
 from ..demo.vocabulary import Description, parse
 from ..prior import Look, Session, T, guide
 
+CFG = 2.0
+"""Guidance scale that the demo models want."""
+
 
 class DemoPrior:
     """A demo model with its prompts.
@@ -21,14 +24,14 @@ class DemoPrior:
         model: from `demo.model.load_model`; its weights are frozen here.
         positive, negative: prompts in the demo vocabulary; an empty negative is the unconditional model.
             None is the unconditional model for pictures, and for views of a scene the positive without a view's
-            name: guidance then brings out what tells the views apart, and not the size of the object (ours).
+            name: guidance then brings out what tells the views apart (ours).
         cfg: guidance scale; 1 evaluates the positive prompt alone.
 
     Raises:
         UnknownWord: a prompt uses a word the model does not know.
     """
 
-    def __init__(self, model: DemoModel, positive: str, negative: str | None = None, cfg: float = 2.0):
+    def __init__(self, model: DemoModel, positive: str, negative: str | None = None, cfg: float = CFG):
         self.network = model.requires_grad_(False).eval()
         self.device = next(model.parameters()).device
         self.positive, self.cfg = parse(positive), cfg

@@ -269,7 +269,8 @@ class NeRFScene:
     def surface_colour(self, points: Tensor, normals: Tensor) -> Tensor:
         """Colour (P, 3) in [0, 1] that is seen at points (P, 3) of a surface along its unit normals (P, 3).
 
-        A soft field shows the colours of a layer, which differ from the one at the very point. No gradient.
+        A soft field shows the colours of a layer, which differ from the one at the very point. Another surface
+        less than 0.1 in front would hide it. No gradient.
         """
         points, normals = points.to(self.device), normals.to(self.device)
         centred = torch.full((len(points),), 0.5, device=self.device)
