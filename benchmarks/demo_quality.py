@@ -29,7 +29,7 @@ from dreamflow_core.demo.dataset import in_half
 from dreamflow_core.demo.judge import Judge, Verdict, grade, load_judge, sharpness
 from dreamflow_core.demo.model import MODELS, DemoModel, load_model
 from dreamflow_core.demo.truth import BACKGROUNDS, COLOURS, PATTERNS, Pattern
-from dreamflow_core.demo.vocabulary import SLOTS, Description, all_descriptions
+from dreamflow_core.demo.vocabulary import SLOTS, Description, all_descriptions, without_side
 from dreamflow_core.pictures import contact_sheet, save_picture
 from dreamflow_core.prior import guide
 from dreamflow_core.priors.demo import CFG
@@ -110,7 +110,8 @@ def true_renders(descriptions: Sequence[Description], size: int, seed: int) -> T
     for d in descriptions:
         while True:
             cameras = truth.random_cameras(1, generator)
-            if cameras.view_names() == [d.view] and in_half(cameras.azimuth, cameras.elevation, "judge"):
+            (name,) = cameras.view_names()
+            if d.view in (name, without_side(name)) and in_half(cameras.azimuth, cameras.elevation, "judge"):
                 break
         surface = truth.trace(d.shape, cameras, size)
         mask = Pattern.sample(d.pattern, 1, generator).mask(surface)

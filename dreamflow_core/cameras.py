@@ -16,18 +16,23 @@ from torch import Tensor
 
 VIEW_WORDING = {
     "front": "front view",
-    "front-quarter": "front three-quarter view",
-    "side": "side view",
-    "back-quarter": "rear three-quarter view",
+    "front-left": "front left three-quarter view",
+    "left": "left side view",
+    "back-left": "rear left three-quarter view",
     "back": "back view",
+    "back-right": "rear right three-quarter view",
+    "right": "right side view",
+    "front-right": "front right three-quarter view",
     "overhead": "overhead view",
     "below": "view from below",
 }
-"""The names of views, and what a prompt says of them unless told otherwise. The quarters, halfway to the side,
-keep a prompt close to what the camera sees: with front, side and back alone an object may turn by 45 degrees."""
+"""The names of views, and what a prompt says of them unless told otherwise (ours). The quarters keep a prompt close
+to what the camera sees: with front, sides and back alone an object may turn by 45 degrees. Left and right, which are
+the object's own, say which way it faces where its outline shows it: one from the front is the mirror image of one from
+behind, so that with a mere "side view" an object comes out turned round as often as not."""
 VIEW_NAMES = tuple(VIEW_WORDING)
-AROUND = VIEW_NAMES[:5]
-"""The names of level views by azimuth, to either side of the front: a sector of `SECTOR` degrees each."""
+AROUND = VIEW_NAMES[:8]
+"""The names of level views, by azimuth from the front on: each is the middle of `SECTOR` degrees."""
 SECTOR = 45.0
 OVERHEAD_ELEVATION = 50.0
 """A view from higher than this is named overhead, whatever its azimuth."""
@@ -142,8 +147,7 @@ def view_name(azimuth: float, elevation: float) -> str:
         return "overhead"
     if elevation < BELOW_ELEVATION:
         return "below"
-    off_front = abs((azimuth + 180.0) % 360.0 - 180.0)
-    return AROUND[round(off_front / SECTOR)]
+    return AROUND[round(azimuth / SECTOR) % len(AROUND)]
 
 
 def orbit(views: int, elevation: float, radius: float, fov: float) -> Cameras:

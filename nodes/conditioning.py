@@ -3,7 +3,7 @@
 An entry of a CONDITIONING is [embedding, options]. One that DreamFlow tagged has under `VIEW` the azimuths
 and elevations, in degrees as in `cameras`, where it holds:
 
-    {"azimuth": [[low, high], ...], "elevation": [low, high]}
+    {"azimuth": [low, high], "elevation": [low, high]}
 
 Ranges contain their lower end, not their upper one, so neighbours never both hold. An entry without a tag
 holds everywhere. Nodes that know nothing of the tag carry it along, and samplers do not look at it.
@@ -23,17 +23,17 @@ Conditioning = list[list[Any]]
 
 
 def tag_view(
-    conditioning: Conditioning, azimuth_ranges: Sequence[tuple[float, float]], elevation_range: tuple[float, float]
+    conditioning: Conditioning, azimuth_range: tuple[float, float], elevation_range: tuple[float, float]
 ) -> Conditioning:
     """A copy whose entries hold in these ranges of degrees only, whatever tag they had.
 
     Raises:
         ValueError: a range is empty.
     """
-    for low, high in [*azimuth_ranges, elevation_range]:
+    for low, high in (azimuth_range, elevation_range):
         if low >= high:
             raise ValueError(f"the view range {low:g} to {high:g} is empty; its lower end comes first")
-    tag = {"azimuth": [list(r) for r in azimuth_ranges], "elevation": list(elevation_range)}
+    tag = {"azimuth": list(azimuth_range), "elevation": list(elevation_range)}
     return [[embedding, {**options, VIEW: tag}] for embedding, options in conditioning]
 
 
@@ -50,7 +50,7 @@ def entries_anywhere(conditioning: Conditioning) -> tuple[int, ...]:
 def check_covered(conditioning: Conditioning, views: ViewRange, name: str) -> None:
     """Raise ValueError, saying where, if no entry holds for some view that `views` can sample."""
     tags = [options[VIEW] for _, options in conditioning if VIEW in options]
-    azimuths = _cuts(views.azimuth, [edge for tag in tags for ends in tag["azimuth"] for edge in _turns(ends)])
+    azimuths = _cuts(views.azimuth, [edge for tag in tags for edge in _turns(tag["azimuth"])])
     elevations = _cuts(views.elevation, [edge for tag in tags for edge in tag["elevation"]])
     for left, right in azimuths:
         for low, high in elevations:
@@ -64,8 +64,8 @@ def check_covered(conditioning: Conditioning, views: ViewRange, name: str) -> No
 def _holds(tag: dict[str, Any] | None, azimuth: float, elevation: float) -> bool:
     if tag is None:
         return True
-    low, high = tag["elevation"]
-    return low <= elevation < high and any((azimuth - left) % 360 < right - left for left, right in tag["azimuth"])
+    (left, right), (low, high) = tag["azimuth"], tag["elevation"]
+    return low <= elevation < high and (azimuth - left) % 360 < right - left
 
 
 def _turns(edges: Sequence[float]) -> list[float]:

@@ -12,17 +12,14 @@ from .conditioning import Conditioning, tag_view
 _ALL_AROUND = (-180.0, 180.0)
 
 
-def view_range(name: str) -> tuple[list[tuple[float, float]], tuple[float, float]]:
+def view_range(name: str) -> tuple[tuple[float, float], tuple[float, float]]:
     """Azimuths and elevations (degrees) of the views that `cameras.view_name` gives this name."""
     if name == "overhead":
-        return [_ALL_AROUND], (OVERHEAD_ELEVATION, 90.0)
+        return _ALL_AROUND, (OVERHEAD_ELEVATION, 90.0)
     if name == "below":
-        return [_ALL_AROUND], (-90.0, BELOW_ELEVATION)
+        return _ALL_AROUND, (-90.0, BELOW_ELEVATION)
     middle = AROUND.index(name) * SECTOR
-    azimuths = [(middle - SECTOR / 2, middle + SECTOR / 2)]
-    if name not in (AROUND[0], AROUND[-1]):
-        azimuths.append((-middle - SECTOR / 2, -middle + SECTOR / 2))
-    return azimuths, (BELOW_ELEVATION, OVERHEAD_ELEVATION)
+    return (middle - SECTOR / 2, middle + SECTOR / 2), (BELOW_ELEVATION, OVERHEAD_ELEVATION)
 
 
 class DreamFlowViewPrompt(io.ComfyNode):
@@ -117,4 +114,4 @@ class DreamFlowViewRange(io.ComfyNode):
         elevation_from: float,
         elevation_to: float,
     ) -> io.NodeOutput:
-        return io.NodeOutput(tag_view(conditioning, [(azimuth_from, azimuth_to)], (elevation_from, elevation_to)))
+        return io.NodeOutput(tag_view(conditioning, (azimuth_from, azimuth_to), (elevation_from, elevation_to)))

@@ -7,11 +7,12 @@ import math
 import pytest
 import torch
 
+from dreamflow_core.cameras import VIEW_WORDING
 from dreamflow_core.demo import truth
 from dreamflow_core.demo.dataset import SurfaceBank, in_half
 from dreamflow_core.demo.judge import colour_shares
 from dreamflow_core.demo.shapes import BOUNDING_RADIUS, SHAPES
-from dreamflow_core.demo.vocabulary import SLOTS, Description, UnknownWord, all_descriptions, parse
+from dreamflow_core.demo.vocabulary import SLOTS, Description, UnknownWord, all_descriptions, parse, without_side
 
 
 def cameras(*angles: tuple[float, float]):
@@ -32,6 +33,9 @@ def cameras(*angles: tuple[float, float]):
         ("grey background", Description(background="gray")),
         ("a car, rear three-quarter view", Description("car", pattern="plain", view="back-quarter")),
         ("a car, front quarter view", Description("car", pattern="plain", view="front-quarter")),
+        ("a car, rear left three-quarter view", Description("car", pattern="plain", view="back-left")),
+        ("a car, seen from the side", Description("car", pattern="plain", view="side")),
+        ("a car, seen from its right side", Description("car", pattern="plain", view="right")),
     ],
 )
 def test_parse(prompt, expected):
@@ -40,8 +44,14 @@ def test_parse(prompt, expected):
 
 def test_every_description_survives_its_words():
     descriptions = all_descriptions(SLOTS)
-    assert len(descriptions) == 8 * 7 * 4 * (8 + 3 * 8 * 7)
+    assert len(descriptions) == 8 * 13 * 4 * (8 + 3 * 8 * 7)
     assert all(parse(d.prompt()) == d for d in descriptions[::7])
+
+
+def test_wordings_of_views_are_read_as_those_views():
+    """What the view-dependent prompt says of each view is in the vocabulary, under that view's name."""
+    for name, wording in VIEW_WORDING.items():
+        assert parse(f"a red cube, {wording}").view == name
 
 
 def test_unknown_words_are_named_with_the_known_ones():
@@ -158,8 +168,16 @@ def test_bank_paints_what_it_says(tmp_path):
     assert batch.images.shape == (40, 3, 32, 32) and batch.images.abs().max() <= 1
     assert [int((batch.truth[:, 3] == kind).sum()) for kind in (1, 2, 3, 4)] == [5, 5, 15, 15]
     assert (batch.truth[batch.truth[:, 3] == 1, 2] == 0).all()
+    views = list(SLOTS).index("view")
+    view_columns = (batch.truth[:, views], batch.words[:, views])
     told = batch.words != 0
+    told[:, views] = False
     assert torch.equal(batch.words[told], batch.truth[told])
+    either = 0
+    for shown, said in zip(*([(None, *SLOTS["view"])[i] for i in column.tolist()] for column in view_columns)):
+        assert said in (None, shown, without_side(shown))
+        either += said not in (None, shown)
+    assert 0 < either < 20
     cached = SurfaceBank(32, views=3, half="model", seed=0, cache=tmp_path)
     assert torch.equal(cached.batch(40, torch.Generator().manual_seed(0)).images, batch.images)
 

@@ -11,7 +11,7 @@ import torch
 from gaussian import GaussianPrior
 
 from dreamflow_core.cameras import Cameras, orbit
-from dreamflow_core.demo import train
+from dreamflow_core.demo import train, truth
 from dreamflow_core.demo.dataset import SurfaceBank
 from dreamflow_core.demo.model import (
     MODELS,
@@ -148,6 +148,24 @@ def test_guidance_of_views_keeps_away_from_the_same_words_without_a_view():
     torch.testing.assert_close(estimate(prompt, "", 3.0), nothing + 3 * (asked - nothing))
     # A picture has no view to bring out: what is left is guidance away from the unconditional model.
     torch.testing.assert_close(estimate(prompt, None, 3.0, None), nothing + 3 * (same - nothing))
+
+
+@pytest.mark.parametrize("shape", ["car", "duck", "rabbit"])
+def test_the_model_knows_left_from_right(shape):
+    """A true picture from a side, noised, is told better with that side's words than with the other's."""
+    cameras = truth.demo_cameras(torch.tensor([90.0, -90.0]), torch.tensor([15.0, 15.0]))
+    surface = truth.trace(shape, cameras, 64)
+    blue, beige = (torch.tensor([colour] * 2) for colour in (truth.COLOURS["blue"], truth.BACKGROUNDS["beige"]))
+    images = truth.paint(surface.alpha, surface.shade(), torch.zeros_like(surface.alpha), blue, blue, beige) * 2 - 1
+    sides = images.repeat(8, 1, 1, 1)
+    z_t = sides + 8.0 * torch.randn(sides.shape, generator=torch.Generator().manual_seed(0))
+    prior = DemoPrior(load_model(MODELS["demo"]), f"a blue {shape}, on a beige background")
+    errors = []
+    for azimuth in (90.0, -90.0):
+        words = truth.demo_cameras(torch.tensor([azimuth, -azimuth]).repeat(8), torch.full((16,), 15.0))
+        with torch.no_grad():
+            errors.append((prior.denoise(z_t, 8.0, words, guided=False) - sides).square().mean().item())
+    assert errors[0] < 0.8 * errors[1]
 
 
 def test_heun_solves_a_gaussian_flow():

@@ -232,8 +232,8 @@ def test_each_view_has_its_wording(pipes):
         radius=torch.full((7,), 2.0),
         fov=torch.full((7,), 40.0),
     )
-    around = ["front view", "front three-quarter view", "side view", "rear three-quarter view", "back view"]
-    endings = [*around, "overhead view", "view from below"]
+    around = ["front view", "front left three-quarter view", "left side view", "rear right three-quarter view"]
+    endings = [*around, "back view", "overhead view", "view from below"]
     z_t = random(7, 4, 8, 8)
     with torch.no_grad():
         together = DiffusersPrior(pipes["sdxl"], "cat", NEGATIVE).denoise(z_t, 2.0, views, guided=True)

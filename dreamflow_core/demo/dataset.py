@@ -13,26 +13,32 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ..cameras import VIEW_NAMES, Cameras, view_name
+from ..cameras import Cameras, view_name
 from . import truth
 from .shapes import SHAPES
 from .truth import BACKGROUNDS, COLOURS, PATTERNS, Pattern, Surface
-from .vocabulary import SLOTS
+from .vocabulary import SLOTS, without_side
 
 HALVES = ("model", "judge")
 """The views are split in cells of a chequerboard over azimuth and elevation: the model trains on the
 one colour, the judge on the other, so the judge never grades by views the model has memorised."""
 _CELL = (10.0, 5.0)
 
-DROP = {"shape": 0.05, "colour": 0.08, "second": 0.08, "pattern": 0.05, "view": 0.2, "background": 0.0}
+DROP = {"shape": 0.05, "colour": 0.08, "second": 0.08, "pattern": 0.05, "view": 0.1, "background": 0.0}
 """How often a slot is left open although the image has it, so that partial prompts work."""
 DROP_ALL = 0.1
 """How often everything is left open: what classifier-free guidance needs."""
 OPEN_BACKGROUND = 0.4
 """How often the background is any colour at all and its slot open."""
+EITHER_SIDE_CHANCE = 0.25
+"""How often the words leave open which side a view is from."""
 
 EIGHTHS = {"plain": 1, "striped": 1, "checkered": 3, "spotted": 3}
 """Share of a batch that has each pattern, in eighths: what is hard to learn is shown more often."""
+
+
+WITH_FRONT = ("car", "duck", "rabbit")
+"""Shapes that look different from the front and from behind; they are shown twice as often as the others."""
 
 
 @dataclass(frozen=True)
@@ -82,12 +88,13 @@ class SurfaceBank:
             path.parent.mkdir(parents=True, exist_ok=True)
             save_file(stored, path)
         self.alpha, self.shade, self.position = stored["alpha"], stored["shade"], stored["position"]
-        self.view, self.pixel = stored["view"], float(stored["pixel"])
+        names = [view_name(a, e) for a, e in zip(stored["azimuth"].tolist(), stored["elevation"].tolist())]
+        self.view, self.pixel = torch.tensor([_VIEW.index(name) for name in names]), float(stored["pixel"])
 
     @staticmethod
     def _trace(size: int, views: int, half: str, seed: int) -> dict[str, Tensor]:
         generator = torch.Generator().manual_seed(seed)
-        parts: dict[str, list[Tensor]] = {"alpha": [], "shade": [], "position": [], "view": []}
+        parts: dict[str, list[Tensor]] = {n: [] for n in ("alpha", "shade", "position", "azimuth", "elevation")}
         for shape in SHAPES:
             cameras = _half_cameras(views, half, generator)
             for start in range(0, views, 50):
@@ -96,8 +103,8 @@ class SurfaceBank:
                 parts["alpha"].append((surface.alpha * 255).round().byte())
                 parts["shade"].append((surface.shade() * 255).round().byte())
                 parts["position"].append(surface.position.half())
-                names = [view_name(a, e) for a, e in zip(chunk.azimuth.tolist(), chunk.elevation.tolist())]
-                parts["view"].append(torch.tensor([1 + VIEW_NAMES.index(name) for name in names]))
+                parts["azimuth"].append(chunk.azimuth)
+                parts["elevation"].append(chunk.elevation)
         stored = {name: torch.cat(tensors).contiguous() for name, tensors in parts.items()}
         return {**stored, "pixel": torch.tensor(surface.pixel)}
 
@@ -111,7 +118,9 @@ class SurfaceBank:
         def draw(limit: int) -> Tensor:
             return torch.randint(limit, (count,), generator=generator)
 
-        index = draw(len(self.alpha))
+        shares = torch.tensor([2.0 if name in WITH_FRONT else 1.0 for name in SHAPES])
+        shape = torch.multinomial(shares, count, replacement=True, generator=generator)
+        index = shape * self.views + draw(self.views)
         colour = draw(len(COLOURS))
         second = (colour + 1 + draw(len(COLOURS) - 1)) % len(COLOURS)
         background = draw(len(BACKGROUNDS))
@@ -127,11 +136,11 @@ class SurfaceBank:
         images = truth.paint(alpha, shade, mask, palette[colour], palette[second], behind)
         shown = torch.stack(
             [
-                1 + index // self.views,
+                1 + shape,
                 1 + colour,
                 torch.zeros_like(second) if kind == "plain" else 1 + second,
                 torch.full_like(index, 1 + PATTERNS.index(kind)),
-                self.view[index],
+                1 + self.view[index],
                 torch.where(is_open, 0, 1 + background),
             ],
             dim=1,
@@ -139,7 +148,16 @@ class SurfaceBank:
         return images, shown
 
 
+_VIEW = SLOTS["view"]
+_WITHOUT_SIDE = torch.tensor([0, *(1 + _VIEW.index(without_side(name)) for name in _VIEW)])
+"""The index of each value of the view's slot, less which side it is from."""
+
+
 def _leave_open(shown: Tensor, generator: torch.Generator) -> Tensor:
+    """Words (B, slots) that say what is shown, but not all of it."""
+    shown, views = shown.clone(), list(SLOTS).index("view")
+    either = torch.rand(len(shown), generator=generator) < EITHER_SIDE_CHANCE
+    shown[either, views] = _WITHOUT_SIDE[shown[either, views]]
     chance = torch.tensor([DROP[name] for name in SLOTS])
     dropped = torch.rand(shown.shape, generator=generator) < chance
     dropped |= torch.rand(len(shown), 1, generator=generator) < DROP_ALL

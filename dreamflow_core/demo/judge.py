@@ -21,13 +21,18 @@ from torch import Tensor, nn
 from .dataset import Batch, SurfaceBank
 from .model import WEIGHTS, load_tensors, write_tensors
 from .truth import COLOURS
-from .vocabulary import SLOTS, Description
+from .vocabulary import SLOTS, Description, without_side
 
 log = logging.getLogger(__name__)
 
 SIZE = 64
 """The judge looks at images of this many pixels a side; larger ones are averaged down."""
-GRADED = ("shape", "pattern", "view")
+CLASSES = {
+    "shape": SLOTS["shape"],
+    "pattern": SLOTS["pattern"],
+    "view": tuple(dict.fromkeys(without_side(name) for name in SLOTS["view"])),
+}
+"""What is graded and its classes. Which side a view is from is not: many shapes look alike from both."""
 _FORMAT = "dreamflow-judge"
 VARIETY = 2.0
 """Of the patterns that it is trained on: a pattern counts as such at other scales than the domain's too."""
@@ -36,7 +41,7 @@ _SHARE = {1: 0.6, 2: 0.08}
 
 
 class Judge(nn.Module):
-    """Images (B, 3, H, W) in [0, 1] -> logits of each of `GRADED` and 128 features."""
+    """Images (B, 3, H, W) in [0, 1] -> logits of each of `CLASSES` and 128 features."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -47,7 +52,7 @@ class Judge(nn.Module):
             layers += [nn.Conv2d(outputs, outputs, 3, padding=1), nn.GroupNorm(8, outputs), nn.SiLU()]
         self.body = nn.Sequential(*layers)
         self.hidden = nn.Linear(widths[-1] * (SIZE // 16) ** 2, 128)
-        self.heads = nn.ModuleDict({name: nn.Linear(128, len(SLOTS[name])) for name in GRADED})
+        self.heads = nn.ModuleDict({name: nn.Linear(128, len(values)) for name, values in CLASSES.items()})
 
     def features(self, images: Tensor) -> Tensor:
         """(B, 128): the space in which distributions of images are compared."""
@@ -77,10 +82,10 @@ def grade(judge: Judge, images: Tensor, descriptions: Sequence[Description]) -> 
     """Grade images (B, 3, H, W) in [0, 1], each against its description."""
     logits = judge(images)
     met = {}
-    for name in GRADED:
+    for name, values in CLASSES.items():
         found = logits[name].argmax(1).tolist()
         asked = [getattr(d, name) for d in descriptions]
-        met[name] = torch.tensor([a is None or SLOTS[name][f] == a for f, a in zip(found, asked)])
+        met[name] = torch.tensor([a is None or values[f] == without_side(a) for f, a in zip(found, asked)])
     colour = torch.tensor([_has_colours(image, d) for image, d in zip(images, descriptions)])
     return Verdict(colour=colour, **met)
 
@@ -161,11 +166,11 @@ def _roughen(images: Tensor, generator: torch.Generator) -> Tensor:
 
 def _loss(judge: Judge, images: Tensor, batch: Batch) -> Tensor:
     logits = judge(images)
-    columns = {name: list(SLOTS).index(name) for name in GRADED}
-    return sum(
-        (F.cross_entropy(logits[name], batch.truth[:, column] - 1) for name, column in columns.items()),
-        start=torch.zeros(()),
-    )
+    losses = []
+    for name, values in CLASSES.items():
+        classes = torch.tensor([values.index(without_side(value)) for value in SLOTS[name]])
+        losses.append(F.cross_entropy(logits[name], classes[batch.truth[:, list(SLOTS).index(name)] - 1]))
+    return torch.stack(losses).sum()
 
 
 def main() -> None:

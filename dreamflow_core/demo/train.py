@@ -59,10 +59,12 @@ class Recipe:
 
 RECIPES = {
     # First on patterns of twice the variety, then on the domain's own, nearer and nearer to the noise levels that
-    # settle a pattern.
+    # settle a pattern, and then which side of a shape is seen.
     "base-varied": Recipe(BASE, 600, cycles=((8500, 4e-3), (8000, 3e-3)), log_sigma=(0.3, 1.7), variety=2.0),
     "base-nearer": Recipe(BASE, 600, cycles=((4000, 3e-3), (3500, 3e-3)), log_sigma=(0.5, 1.3), start="base-varied"),
-    "base": Recipe(BASE, 600, cycles=((6000, 3e-3), (5600, 3e-3)), log_sigma=(0.7, 1.2), start="base-nearer"),
+    "base-patterns": Recipe(BASE, 600, cycles=((6000, 3e-3), (5600, 3e-3)), log_sigma=(0.7, 1.2), start="base-nearer"),
+    "base-views": Recipe(BASE, 600, cycles=((4000, 3e-3),), log_sigma=(1.5, 1.1), start="base-patterns"),
+    "base": Recipe(BASE, 600, cycles=((4000, 3e-3),), log_sigma=(0.9, 1.2), start="base-views"),
     "refiner": Recipe(REFINER, 150, cycles=((2000, 4e-3),), log_sigma=(-1.6, 1.1), batch=16, decay=0.75, variety=2.0),
 }
 

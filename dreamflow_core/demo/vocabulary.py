@@ -15,17 +15,25 @@ from ..cameras import VIEW_NAMES
 from .shapes import SHAPES
 from .truth import BACKGROUNDS, COLOURS, PATTERNS
 
+EITHER_SIDE = {
+    "front-quarter": ("front-left", "front-right"),
+    "side": ("left", "right"),
+    "back-quarter": ("back-left", "back-right"),
+}
+"""Words for views from the one side or the other."""
+
 SLOTS: dict[str, tuple[str, ...]] = {
     "shape": tuple(SHAPES),
     "colour": tuple(COLOURS),
     "second": tuple(COLOURS),
     "pattern": PATTERNS,
-    "view": VIEW_NAMES,
+    "view": (*VIEW_NAMES, *EITHER_SIDE),
     "background": tuple(BACKGROUNDS),
 }
 """Values of each field of a `Description`, in the order in which the model knows them."""
 
-_QUARTER = re.compile(r"\b(front|back|rear)[ -](?:three-)?quarter\b")
+_QUARTER = re.compile(r"\b(front|back|rear)(?:[ -](left|right))?[ -](?:three-)?quarter\b")
+_SIDE = re.compile(r"\b(left|right)[ -]side\b")
 _SYNONYMS = {
     "grey": "gray",
     "above": "overhead",
@@ -34,10 +42,12 @@ _SYNONYMS = {
     "behind": "back",
     "rear": "back",
     "rear-quarter": "back-quarter",
+    "rear-left": "back-left",
+    "rear-right": "back-right",
     "checked": "checkered",
     "dotted": "spotted",
 }
-_FILLERS = {"a", "an", "the", "and", "with", "of", "on", "in", "from", "seen", "view", "background", "object"}
+_FILLERS = {"a", "an", "the", "and", "with", "of", "on", "in", "from", "its", "seen", "view", "background", "object"}
 
 
 class UnknownWord(ValueError):
@@ -81,7 +91,8 @@ def parse(prompt: str) -> Description:
         ValueError: a slot is named twice (two shapes, three colours...).
     """
     found: dict[str, str] = {}
-    for word in re.findall(r"[^\s,.;]+", _QUARTER.sub(r"\1-quarter", prompt.lower())):
+    joined = _QUARTER.sub(lambda m: f"{m[1]}-{m[2] or 'quarter'}", _SIDE.sub(r"\1", prompt.lower()))
+    for word in re.findall(r"[^\s,.;]+", joined):
         word = _SYNONYMS.get(word, word)
         if word in _FILLERS:
             continue
@@ -95,6 +106,11 @@ def parse(prompt: str) -> Description:
     if "shape" in found and "pattern" not in found:
         found["pattern"] = "striped" if "second" in found else "plain"
     return Description(**found)
+
+
+def without_side(view: str) -> str:
+    """The name of a view, less which side it is from."""
+    return next((general for general, sides in EITHER_SIDE.items() if view in sides), view)
 
 
 def known_words() -> str:

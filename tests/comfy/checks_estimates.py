@@ -153,12 +153,12 @@ def check_estimates_of_each_view_are_those_of_its_own_prompt():
     front, back, above = tiny.text(11), tiny.text(12, tokens=154), tiny.text(13)
     everywhere = tiny.text(14)
     positive = [
-        *tag_view(front, [(-90, 90)], (-90, 40)),
-        *tag_view(back, [(90, 270)], (-90, 40)),
-        *tag_view(above, [(-180, 180)], (40, 90)),
+        *tag_view(front, (-90, 90), (-90, 40)),
+        *tag_view(back, (90, 270), (-90, 40)),
+        *tag_view(above, (-180, 180), (40, 90)),
         *everywhere,
     ]
-    negative = [*tag_view(tiny.text(15), [(90, 270)], (-90, 40)), *negative]
+    negative = [*tag_view(tiny.text(15), (90, 270), (-90, 40)), *negative]
     views = cameras((0, 0), (180, 10), (-45, 20), (-100, 0), (10, 60))
     z_t = noised(model, count=5)
     found = prior(model, positive, negative, views=5).run(lambda s: s.denoise(z_t, SIGMA, views, guided=True))

@@ -138,8 +138,8 @@ def check_phi_gradients_with_patches_of_single_blocks():
 def check_phi_gradients_with_weight_hooks_of_each_view():
     """One backward pass over views whose prompts patch the weights differently."""
     hooks = comfy.hooks.create_hook_lora(tiny.lora(), 1.0, 0.0)
-    front = comfy.hooks.set_hooks_for_conditioning(tag_view(tiny.text(1), [(-90, 90)], (-90, 90)), hooks)
-    texts = [*front, *tag_view(tiny.text(4), [(90, 270)], (-90, 90))], tiny.text(2)
+    front = comfy.hooks.set_hooks_for_conditioning(tag_view(tiny.text(1), (-90, 90), (-90, 90)), hooks)
+    texts = [*front, *tag_view(tiny.text(4), (90, 270), (-90, 90))], tiny.text(2)
     views = cameras((0, 0), (180, 0))
     for context in (nullcontext(), _short_of_memory()):
         with context:

@@ -33,7 +33,7 @@ VIEWS = cameras((0, 0), (90, 20), (-60, -10), (180, 0))
 def check_a_hint_is_that_of_the_very_view():
     """The control network's own input is watched, and the estimates are those of ControlNets with fixed hints."""
     model, control = tiny.model("sd1"), tiny.control_net()
-    positive = [*tag_view(tiny.text(1), [(-90, 90)], (-90, 90)), *tag_view(tiny.text(4), [(90, 270)], (-90, 90))]
+    positive = [*tag_view(tiny.text(1), (-90, 90), (-90, 90)), *tag_view(tiny.text(4), (90, 270), (-90, 90))]
     negative = tiny.text(2)
     z_t = noised(model, count=4)
     view = sphere(VIEWS, SIZE)

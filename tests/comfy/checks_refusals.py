@@ -53,9 +53,9 @@ def check_sizes_and_empty_prompts():
 
 
 def check_views_without_a_prompt():
-    front = tag_view(tiny.text(1), [(-45, 45)], (-90, 90))
-    rest = tag_view(tiny.text(2), [(45, 180), (-180, -45)], (-90, 35))
-    above = tag_view(tiny.text(3), [(45, 315)], (35, 90))
+    front = tag_view(tiny.text(1), (-45, 45), (-90, 90))
+    rest = tag_view(tiny.text(2), (45, 315), (-90, 35))
+    above = tag_view(tiny.text(3), (45, 315), (35, 90))
     wide = ViewRange(elevation=(-30, 60))
     check_covered(front + rest + above, wide, "positive")
     check_covered(front, ViewRange(azimuth=(-40, 40)), "positive")
@@ -79,7 +79,7 @@ def check_views_without_a_prompt():
     _raises("no entry of positive holds", lambda: optimise_image(made))
     z_t, behind = noised(model), cameras((0, 0), (180, 0))
     _raises("no entry of positive holds", lambda: made.run(lambda s: s.denoise(z_t, 1.0, behind, guided=True)))
-    _raises("is empty", lambda: tag_view(front, [(45, -45)], (0, 1)))
+    _raises("is empty", lambda: tag_view(front, (45, -45), (0, 1)))
 
 
 def _refused(reason: str, model, positive, negative, **options) -> None:
