@@ -39,6 +39,7 @@ from dreamflow_core.cameras import orbit
 from dreamflow_core.demo import truth
 from dreamflow_core.demo.judge import Judge, grade, load_judge
 from dreamflow_core.demo.model import MODELS, DemoModel, load_model
+from dreamflow_core.demo.shapes import WITH_FRONT
 from dreamflow_core.demo.truth import COLOURS, PATTERNS, Pattern, Surface
 from dreamflow_core.demo.vocabulary import SLOTS, Description
 from dreamflow_core.generate import PRESETS, Plan, generate
@@ -59,8 +60,6 @@ VIEWS, SIZE, ELEVATION = 24, 64, 20.0
 FINEST_TURN = 5.0
 """Degrees; the azimuth is free, so an object is compared turned by the best multiple of this."""
 WHITE = (0.97, 0.97, 0.97)
-FACING = ("car", "duck", "rabbit")
-"""Shapes whose front and back differ."""
 STEEP = 60.0
 """Elevation from which a flat ring's hole is looked into."""
 
@@ -137,7 +136,7 @@ def measure(look: Look, true: Truth, judge: Judge | None) -> dict[str, Any]:
     description = true.description
     if description.pattern == "plain":
         row["psnr"] = psnr
-    if description.shape in FACING:
+    if description.shape in WITH_FRONT:
         row["facing"] = float(abs(turn) <= 45)
     if description.shape == "torus":
         row["hole"] = float(hole_is_open(look))

@@ -29,7 +29,7 @@ VIEW_WORDING = {
 """The names of views, and what a prompt says of them unless told otherwise (ours). The quarters keep a prompt close
 to what the camera sees: with front, sides and back alone an object may turn by 45 degrees. Left and right, which are
 the object's own, say which way it faces where its outline shows it: one from the front is the mirror image of one from
-behind, so that with a mere "side view" an object comes out turned round as often as not."""
+behind, so that with a mere "side view" chance may decide which way an object faces."""
 VIEW_NAMES = tuple(VIEW_WORDING)
 AROUND = VIEW_NAMES[:8]
 """The names of level views, by azimuth from the front on: each is the middle of `SECTOR` degrees."""

@@ -23,6 +23,7 @@ from dreamflow_core.demo.model import (
     load_model,
     save_model,
 )
+from dreamflow_core.demo.shapes import WITH_FRONT
 from dreamflow_core.demo.train import Muon, Recipe, Run, learning_rate, orthogonalise, sample_sigma
 from dreamflow_core.priors.demo import DemoPrior
 from dreamflow_core.sampler import heun
@@ -150,7 +151,7 @@ def test_guidance_of_views_keeps_away_from_the_same_words_without_a_view():
     torch.testing.assert_close(estimate(prompt, None, 3.0, None), nothing + 3 * (same - nothing))
 
 
-@pytest.mark.parametrize("shape", ["car", "duck", "rabbit"])
+@pytest.mark.parametrize("shape", WITH_FRONT)
 def test_the_model_knows_left_from_right(shape):
     """A true picture from a side, noised, is told better with that side's words than with the other's."""
     cameras = truth.demo_cameras(torch.tensor([90.0, -90.0]), torch.tensor([15.0, 15.0]))

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..cameras import Cameras, view_name
 from . import truth
-from .shapes import SHAPES
+from .shapes import SHAPES, WITH_FRONT
 from .truth import BACKGROUNDS, COLOURS, PATTERNS, Pattern, Surface
 from .vocabulary import SLOTS, without_side
 
@@ -35,10 +35,6 @@ EITHER_SIDE_CHANCE = 0.25
 
 EIGHTHS = {"plain": 1, "striped": 1, "checkered": 3, "spotted": 3}
 """Share of a batch that has each pattern, in eighths: what is hard to learn is shown more often."""
-
-
-WITH_FRONT = ("car", "duck", "rabbit")
-"""Shapes that look different from the front and from behind; they are shown twice as often as the others."""
 
 
 @dataclass(frozen=True)
@@ -118,6 +114,7 @@ class SurfaceBank:
         def draw(limit: int) -> Tensor:
             return torch.randint(limit, (count,), generator=generator)
 
+        # There is more to learn of a shape that has a front.
         shares = torch.tensor([2.0 if name in WITH_FRONT else 1.0 for name in SHAPES])
         shape = torch.multinomial(shares, count, replacement=True, generator=generator)
         index = shape * self.views + draw(self.views)

@@ -133,3 +133,5 @@ SHAPES: dict[str, Callable[[Tensor], Tensor]] = {
     "duck": duck,
     "rabbit": rabbit,
 }
+WITH_FRONT = ("car", "duck", "rabbit")
+"""Shapes that look different from the front and from behind."""
