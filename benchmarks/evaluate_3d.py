@@ -1,7 +1,7 @@
 """Whether text to 3D makes what the prompt asked for, stage by stage, against the truth renderer.
 
     python benchmarks/evaluate_3d.py [--prompts 24] [--seeds 2] [--preset draft] [--refiner demo-refiner]
-                                     [--control none|frozen|wrong|untrained] [--jobs 1]
+                                     [--control none|frozen|wrong|untrained] [--jobs 1] [--device cpu]
                                      [--fields evaluation/fields] [--out evaluation/3d]
 
 Prompts cover all shapes, colours and patterns. Every result is looked at by 24 cameras all around and
@@ -9,7 +9,8 @@ compared with the true object, turned about its vertical axis to where it fits b
 reported: an object with a front must not be turned). One JSON row a prompt and seed is kept in the output
 folder, so a run that is stopped goes on where it was; pictures of all results and a table end it. Radiance
 fields, which take most of the time, are kept in a folder of their own, by their settings and weights: remove it
-when the code that makes them has changed. Needs the Khronos validator (`npm install -g gltf-validator`).
+when the code that makes them has changed, and name one for each device. Needs the Khronos validator
+(`npm install -g gltf-validator`) or --no-tools.
 
 Negative controls: "frozen" lets phi learn nothing, "wrong" grades against another prompt, "untrained"
 uses a model with random weights. They should fall short.
@@ -35,7 +36,7 @@ import torch.nn.functional as F
 from other_tools import Missing, cast, khronos_complaints, validator_folder
 from torch import Tensor
 
-from dreamflow_core.cameras import orbit
+from dreamflow_core.cameras import Cameras, orbit
 from dreamflow_core.demo import truth
 from dreamflow_core.demo.judge import Judge, grade, load_judge
 from dreamflow_core.demo.model import MODELS, DemoModel, load_model
@@ -45,7 +46,7 @@ from dreamflow_core.demo.vocabulary import SLOTS, Description
 from dreamflow_core.generate import PRESETS, Plan, generate
 from dreamflow_core.mesh import topology
 from dreamflow_core.mesh.files import load_mesh, save_mesh
-from dreamflow_core.mesh.mesh import Mesh
+from dreamflow_core.mesh.mesh import BadMesh, Mesh
 from dreamflow_core.pictures import contact_sheet, load_picture, save_picture
 from dreamflow_core.prior import Look
 from dreamflow_core.priors.demo import CFG, DemoPrior
@@ -64,6 +65,7 @@ STEEP = 60.0
 """Elevation from which a flat ring's hole is looked into."""
 
 BOUNDS = {
+    "made": ("runs that end with a mesh", 1.0, 1.0),
     "colour": ("prompted colours, views", 0.98, None),
     "shape": ("shape by the judge, views", 0.95, None),
     "iou": ("silhouette IoU, mean", 0.90, 0.75),
@@ -221,9 +223,9 @@ def load_priors(options: argparse.Namespace, prompt: str) -> dict[str, DemoPrior
     names = {"nerf": options.model, "tune": options.model}
     if options.refiner:
         names["refine"] = options.refiner
-    models = {name: load_model(MODELS.get(name, Path(name))) for name in set(names.values())}
+    models = {name: load_model(MODELS.get(name, Path(name))).to(options.device) for name in set(names.values())}
     if options.control == "untrained":
-        models = {name: untrained(model) for name, model in models.items()}
+        models = {name: untrained(model).to(options.device) for name, model in models.items()}
     return {stage: DemoPrior(models[name], prompt, cfg=options.cfg) for stage, name in names.items()}
 
 
@@ -257,20 +259,34 @@ def evaluate(description: Description, seed: int, options: argparse.Namespace, j
     def run(stage: str, function):
         kept = partial(keep_field, name, plan, options)
         made, seconds = kept(function) if stage == "nerf" else timed(function)
-        looks[stage] = made.view if isinstance(made, NeRFScene) else look_at(made)
+        looks[stage] = look_of_field(made) if isinstance(made, NeRFScene) else look_at(made)
         stages[stage] = {"cpu_seconds": seconds, **measure(looks[stage], true, judge)}
         return made
 
-    mesh = generate(plan, priors, seed=seed, run=run)
+    row: dict[str, Any] = {"prompt": prompt, "seed": seed, "made": 1.0, "stages": stages}
+    try:
+        mesh = generate(plan, priors, seed=seed, run=run)
+    except BadMesh as error:
+        return {**row, "made": 0.0, "error": str(error)}
     path = options.out / f"{name}.glb"
     save_mesh(path, mesh)
     save_picture(options.out / f"{name}.png", sheet(looks, true))
-    row = {"prompt": prompt, "seed": seed, **stages[list(stages)[-1]], "stages": stages}
-    row |= {"sound": float(is_sound(mesh, plan.extract.faces)), "embree": embree_psnr(path)}
-    row["valid"] = float(not khronos_complaints(path))
+    row |= {**stages[list(stages)[-1]], "sound": float(is_sound(mesh, plan.extract.faces))}
+    if not options.no_tools:
+        row |= {"embree": embree_psnr(path), "valid": float(not khronos_complaints(path))}
     if "refine" in stages:
         row["refine"] = refine_row(stages["tune"], stages["refine"], true)
     return row
+
+
+def look_of_field(field: NeRFScene) -> Look:
+    """What cameras see of a radiance field, on the CPU wherever the field is."""
+
+    def look(cameras: Cameras, size: int) -> View:
+        view = field.view(cameras, size)
+        return View(view.colour.cpu(), view.alpha.cpu(), view.depth.cpu(), view.normal.cpu())
+
+    return look
 
 
 def keep_field(
@@ -283,7 +299,7 @@ def keep_field(
     path = options.fields / f"{name}-{sha256(source.encode()).hexdigest()[:12]}"
     file, record = path.with_suffix(".safetensors"), path.with_suffix(".json")
     if record.exists():
-        return load_field(file), json.loads(record.read_text())["cpu_seconds"]
+        return load_field(file, options.device), json.loads(record.read_text())["cpu_seconds"]
     field, seconds = timed(make)
     save_field(file, field)
     write_bytes(record, json.dumps({"cpu_seconds": seconds}).encode())
@@ -316,16 +332,17 @@ def sheet(looks: dict[str, Look], true: Truth) -> Tensor:
 def summary(rows: Sequence[dict[str, Any]]) -> list[str]:
     """The table: each measure's mean and worst over the rows, by stage, and whether the bounds hold."""
     lines = [f"{len(rows)} runs"]
+    names = max((list(row["stages"]) for row in rows), key=len)
     for name, (label, least_mean, least) in BOUNDS.items():
         values = [row[name] for row in rows if name in row]
         if not values:
             continue
-        worst = min(row["least_iou"] for row in rows) if name == "iou" else min(values)
+        worst = min(row["least_iou"] for row in rows if row["made"]) if name == "iou" else min(values)
         holds = fmean(values) >= least_mean and (least is None or worst >= least)
         by_stage = "  ".join(
             f"{stage} {fmean(of_stage):.3g}"
-            for stage in rows[0]["stages"]
-            if (of_stage := [row["stages"][stage][name] for row in rows if name in row["stages"][stage]])
+            for stage in names
+            if (of_stage := [row["stages"][stage][name] for row in rows if name in row["stages"].get(stage, {})])
         )
         lines.append(
             f"{label:40s} mean {fmean(values):6.3f}  worst {worst:6.3f}  {'holds' if holds else 'FAILS'}  {by_stage}"
@@ -336,7 +353,7 @@ def summary(rows: Sequence[dict[str, Any]]) -> list[str]:
             lines.append(
                 f"refine: {name:32s} mean {fmean(values):6.4f}  least {min(values):6.4f}  most {max(values):6.4f}"
             )
-    seconds = {s: fmean(row["stages"][s]["cpu_seconds"] for row in rows) for s in rows[0]["stages"]}
+    seconds = {s: fmean(row["stages"][s]["cpu_seconds"] for row in rows if s in row["stages"]) for s in names}
     return [*lines, "CPU seconds: " + "  ".join(f"{stage} {value:.0f}" for stage, value in seconds.items())]
 
 
@@ -350,14 +367,14 @@ def main() -> None:
     parser.add_argument("--cfg", type=float, default=CFG)
     parser.add_argument("--control", choices=("none", "frozen", "wrong", "untrained"), default="none")
     parser.add_argument("--no-judge", action="store_true", help="leave out what needs the judge")
+    parser.add_argument("--no-tools", action="store_true", help="leave out what needs the validator and Embree")
+    parser.add_argument("--device", default="cpu", help="of the models: cpu or cuda")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time; they share the cores")
     parser.add_argument("--fields", type=Path, default=Path("evaluation/fields"), help="where radiance fields are kept")
     parser.add_argument("--out", type=Path, default=Path("evaluation/3d"))
     options = parser.parse_args()
-    try:
-        validator_folder()
-    except Missing as missing:
-        raise SystemExit(str(missing)) from missing
+    if not options.no_tools:
+        check_tools()
     judge = None if options.no_judge else load_judge()
     path = options.out / "rows.json"
     job = {"preset": asdict(PRESETS[options.preset]), **{n: getattr(options, n) for n in _JOB}}
@@ -379,11 +396,19 @@ def main() -> None:
     text = "\n".join(summary(rows))
     write_bytes(options.out / "summary.txt", text.encode())
     print(text)
-    first = [load_picture(options.out / f"{slug(d, 0)}.png")[:, -SIZE:] for d in prompts]
+    pictures = [options.out / f"{slug(d, 0)}.png" for d in prompts]
+    first = [load_picture(path)[:, -SIZE:] for path in pictures if path.exists()]
     save_picture(options.out / "results.png", contact_sheet(torch.stack(first), columns=2))
 
 
-_JOB = ("model", "refiner", "cfg", "control")
+def check_tools() -> None:
+    try:
+        validator_folder()
+    except Missing as missing:
+        raise SystemExit(f"{missing}; or leave it out with --no-tools") from missing
+
+
+_JOB = ("model", "refiner", "cfg", "control", "device")
 
 
 def resume(path: Path, job: dict[str, Any]) -> list[dict[str, Any]]:

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from evaluate_3d import Truth, choose_prompts, measure, refine_row
+from evaluate_3d import Truth, choose_prompts, measure, refine_row, summary
 
 from dreamflow_core.cameras import Cameras
 from dreamflow_core.demo import truth
@@ -80,3 +80,12 @@ def test_prompts_cover_everything():
     for slot, values in (("shape", SLOTS["shape"]), ("colour", SLOTS["colour"]), ("pattern", PATTERNS)):
         counts = [sum(getattr(p, slot) == value for p in prompts) for value in values]
         assert min(counts) >= 2, (slot, counts)
+
+
+def test_a_run_without_a_mesh_fails_and_leaves_the_other_measures():
+    stages = {"nerf": {"cpu_seconds": 2.0, "iou": 0.9}, "extract": {"cpu_seconds": 1.0, "iou": 0.96}}
+    whole = {"made": 1.0, "iou": 0.96, "least_iou": 0.8, "stages": stages}
+    broken = {"made": 0.0, "error": "empty", "stages": {"nerf": stages["nerf"]}}
+    lines = {line[:20]: line for line in summary([broken, whole])}
+    assert "mean  0.500" in lines["runs that end with a"] and "FAILS" in lines["runs that end with a"]
+    assert "worst  0.800  holds  nerf 0.9  extract 0.96" in lines["silhouette IoU, mean"]
