@@ -10,6 +10,7 @@ from scipy.ndimage import gaussian_filter
 from dreamflow_core.demo.shapes import SHAPES
 from dreamflow_core.mesh import topology
 from dreamflow_core.mesh.extract import extract, sample_grid, simplify
+from dreamflow_core.mesh.inside import least_optical_depth
 from dreamflow_core.mesh.mesh import BadMesh, Mesh
 from dreamflow_core.mesh.repair import pull_apart
 from dreamflow_core.mesh.threshold import automatic_threshold
@@ -120,6 +121,60 @@ def test_interior_and_dust_do_not_matter():
     check_closed(mesh)
     assert topology.euler_characteristic(mesh.faces) == 2
     assert volume(mesh) == pytest.approx(4 / 3 * math.pi * 0.75**3, rel=0.2)
+
+
+def test_optical_depth_is_the_integral_along_the_clearest_way():
+    """Against a walk from the node outward, cell by cell in float64."""
+    density = np.random.default_rng(0).uniform(0, 5, (9, 9, 9)) ** 2
+    depth = least_optical_depth(density.astype(np.float32), 2.0)
+
+    def walk(node: tuple[int, ...], step: tuple[int, ...]) -> float:
+        total, here = 0.0, np.array(node)
+        while ((here + step >= 0) & (here + step < 9)).all():
+            total += (density[tuple(here)] + density[tuple(here + step)]) / 2 * np.linalg.norm(step) * 0.5
+            here = here + step
+        # A line that enters through a side does so half a step before its first node.
+        axis = next(i for i, s in enumerate(step) if s)
+        entered_at_its_face = here[axis] == (8 if step[axis] > 0 else 0)
+        return total + (0.0 if entered_at_its_face else density[tuple(here)] * np.linalg.norm(step) * 0.25)
+
+    steps = [step for step in np.ndindex(3, 3, 3) if step != (1, 1, 1)]
+    for node in [(4, 4, 4), (1, 6, 3), (0, 5, 8), (7, 7, 2)]:
+        expected = min(walk(node, tuple(s - 1 for s in step)) for step in steps)
+        assert depth[node] == pytest.approx(expected, rel=1e-5)
+
+
+def ball_with_haze(from_height: float) -> np.ndarray:
+    """A dense ball in which a shaft along z, above some height, is of haze: opaque all through, and never dense."""
+
+    def density(points: np.ndarray) -> np.ndarray:
+        x, y, z = points.T
+        shaft = (np.hypot(x, y) < 0.2) & (z > from_height)
+        return np.where(np.linalg.norm(points, axis=1) < 0.75, np.where(shaft, 4.0, 30.0), 0.0)
+
+    return sample_grid(density, 64, EXTENT)
+
+
+def test_what_only_haze_covers_is_solid():
+    """A star had a cave and a car was seen through, where pictures of their fields showed walls."""
+    tunnelled, caved = ball_with_haze(-1.0), ball_with_haze(0.0)
+    assert topology.euler_characteristic(extract(tunnelled, EXTENT, threshold=10.0).faces) == 0
+    for grid in (tunnelled, caved):
+        mesh = extract(grid, EXTENT)
+        check_closed(mesh)
+        assert topology.euler_characteristic(mesh.faces) == 2
+        over_the_shaft = mesh.vertices[(np.hypot(*mesh.vertices.T[:2]) < 0.15) & (mesh.vertices[:, 2] > -0.3)]
+        # Half of the light has stopped after ln(2) / 4 of haze.
+        assert over_the_shaft[:, 2].min() == pytest.approx(0.75 - math.log(2) / 4, abs=0.06)
+
+
+def test_an_open_bowl_stays_open():
+    def density(points: np.ndarray) -> np.ndarray:
+        radius = np.linalg.norm(points, axis=1)
+        return 30.0 * ((radius > 0.5) & (radius < 0.75) & (points[:, 1] < 0.2))
+
+    grid = sample_grid(density, 64, EXTENT)
+    assert volume(extract(grid, EXTENT)) == pytest.approx(volume(extract(grid, EXTENT, threshold=15.0)), rel=0.02)
 
 
 def test_a_field_that_touches_the_border_is_closed_there():

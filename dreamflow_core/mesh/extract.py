@@ -9,6 +9,7 @@ import numpy as np
 from skimage.measure import marching_cubes
 
 from . import topology
+from .inside import with_solid_inside
 from .mesh import BadMesh, Floats, Ints, Mesh
 from .repair import pull_apart
 from .threshold import automatic_threshold
@@ -35,7 +36,8 @@ def extract(density: Floats, extent: float, threshold: float | None = None) -> M
 
     Args:
         density: (R, R, R) per scene unit at the nodes of a grid over [-extent, extent]^3, R >= 3.
-        threshold: the density at the surface; None finds it (`automatic_threshold`).
+        threshold: the density at the surface; None finds it (`automatic_threshold`), and takes what light hardly
+            reaches for solid, however thin it is (`with_solid_inside`).
 
     Raises:
         BadMesh: the field is empty or not finite, or nothing lies above the threshold.
@@ -43,6 +45,7 @@ def extract(density: Floats, extent: float, threshold: float | None = None) -> M
     _check_grid(density, extent, threshold)
     if threshold is None:
         threshold = automatic_threshold(density, extent)
+        density = with_solid_inside(density, extent, threshold)
     solid = _without_border(density.astype(np.float32) - np.float32(threshold), -threshold)
     if not (solid > 0).any():
         raise BadMesh(
