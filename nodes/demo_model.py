@@ -76,6 +76,8 @@ class DemoBaseModel(comfy.model_base.BaseModel):
     def __init__(self, demo: DemoModel):
         config = comfy.supported_models_base.BASE({"disable_unet_model_creation": True, "in_channels": 3})
         config.set_inference_dtype(torch.float32, None)
+        # Twice what its 64 pixels a side take; ComfyUI's default is for latents, of far more channels a pixel.
+        config.memory_usage_factor = 0.01
         # Core's format of latents that are pixels in [-1, 1].
         config.latent_format = comfy.latent_formats.ChromaRadiance()
         config.sampling_settings = {

@@ -24,6 +24,7 @@ from ..dreamflow_core.prior import Look, Session, T
 from .conditioning import entries_anywhere, entries_for
 from .frozen import frozen_autograd, recomputed_blocks, training_kernels
 from .hints import Controls
+from .joining import Conds, joined
 
 if TYPE_CHECKING:
     from .comfy_prior import LatentPrior
@@ -83,7 +84,7 @@ class ComfySession(comfy.samplers.Sampler):
 
     def __init__(self, prior: LatentPrior, controls: Controls, look: Look | None, body: Callable[[Session], T]):
         self._prior, self._controls, self._look, self._body = prior, controls, look, body
-        self._pairs: dict[Entries, dict[str, list[dict]]] = {}
+        self._pairs: dict[Entries, Conds] = {}
         self.result: Any = None
 
     def sample(
@@ -129,12 +130,12 @@ class ComfySession(comfy.samplers.Sampler):
             raise ValueError(f"latents of shape {tuple(z_t.shape[1:])} in a session for {tuple(self._noise.shape[1:])}")
         level = self._prior.levels.native(sigma)
         x = z_t * self._prior.levels.signal(level)
-        groups = self._groups(views, len(z_t))
-        if len(groups) == 1:
-            ((entries, rows),) = groups.items()
-            return self._estimate(entries, views, rows, x, level, guided)
-        parts = [self._estimate(e, views, rows, x[rows], level, guided) for e, rows in groups.items()]
-        return torch.cat(parts)[torch.argsort(torch.cat(list(groups.values())))]
+        batches = [(self._pair(entries), rows) for entries, rows in self._groups(views, len(z_t)).items()]
+        order = torch.cat([rows for _, rows in batches])
+        if len(batches) > 1 and (together := joined([(conds, len(rows)) for conds, rows in batches])):
+            batches = [(together, order)]
+        parts = [self._estimate(conds, views, rows, x[rows], level, guided) for conds, rows in batches]
+        return torch.cat(parts)[torch.argsort(order)]
 
     def _groups(self, views: Cameras | None, count: int) -> dict[Entries, Tensor]:
         """Rows of the batch by the (positive, negative) entries that hold for them."""
@@ -149,14 +150,14 @@ class ComfySession(comfy.samplers.Sampler):
 
     def _estimate(
         self,
-        entries: Entries,
+        conds: Conds,
         views: Cameras | None,
         rows: Tensor,
         x: Tensor,
         level: float,
         guided: bool,
     ) -> Tensor:
-        """The model's denoised estimate at its own level, as in a KSampler step with these entries."""
+        """The model's denoised estimate at its own level, as in a KSampler step with these processed entries."""
         guider = self._guider
         sigma = torch.full((len(x),), level, device=x.device)
         options = comfy.model_patcher.create_model_options_clone(self._options)
@@ -165,7 +166,7 @@ class ComfySession(comfy.samplers.Sampler):
         if not guided:
             for name in _GUIDANCE_OPTIONS:
                 options.pop(name, None)
-        guider.conds = self._pair(entries)
+        guider.conds = conds
         guider.cfg = self._prior.cfg if guided else 1.0
         self._controls.show(self._look, views, rows, self._prior.size)
         self._rewind(guider.conds)
@@ -180,7 +181,7 @@ class ComfySession(comfy.samplers.Sampler):
             return guider(x, sigma, model_options=options, seed=self._prior.seed)
 
     @torch.inference_mode()
-    def _pair(self, entries: Entries) -> dict[str, list[dict]]:
+    def _pair(self, entries: Entries) -> Conds:
         """The named entries of both conditionings, processed together as a KSampler would."""
         if entries not in self._pairs:
             names = [name for name, _ in self._prior.conditionings()]
@@ -200,7 +201,7 @@ class ComfySession(comfy.samplers.Sampler):
             )
         return self._pairs[entries]
 
-    def _rewind(self, conds: dict[str, list[dict]]) -> None:
+    def _rewind(self, conds: Conds) -> None:
         """Hook keyframes only move forward in a KSampler's run; here levels may come in any order."""
         groups = [hooks for entries in conds.values() for c in entries if (hooks := c.get("hooks")) is not None]
         moving = [hooks for hooks in groups if any(not hook.hook_keyframe.is_empty() for hook in hooks.hooks)]

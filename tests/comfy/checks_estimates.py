@@ -170,6 +170,32 @@ def check_estimates_of_each_view_are_those_of_its_own_prompt():
         same(found[rows], step(model, *texts, 7.5, count=5, rows=rows))
 
 
+def check_views_that_differ_in_their_prompts_alone_are_one_batch():
+    model = tiny.model("sd1")
+    texts = [tiny.text(11), tiny.text(12), tiny.text(13, tokens=154)]
+    ranges = [(-90, 0), (0, 90), (90, 270)]
+    positive = [entry for text, span in zip(texts, ranges) for entry in tag_view(text, span, (-90, 90))]
+    views = cameras((45, 0), (-45, 10), (180, 20), (30, 0), (-10, 60))
+    z_t, negative, sizes = noised(model, count=5), tiny.text(2), []
+
+    def run(positive, guided: bool = True) -> torch.Tensor:
+        made = prior(model, positive, negative, views=5)
+        return made.run(lambda s: s.denoise(z_t, SIGMA, views, guided=guided))
+
+    network = model.model.diffusion_model
+    handle = network.register_forward_pre_hook(lambda _, args: sizes.append(len(args[0])))
+    found, unguided = run(positive), run(positive, guided=False)
+    longer = [[embedding, {**options, "strength": 0.5 + i}] for i, (embedding, options) in enumerate(positive)]
+    apart = run(longer)
+    handle.remove()
+    # 5 views with both prompts; 5 of phi; and those whose entries differ in more, by prompt, 2 + 2 + 1.
+    assert sizes[:2] == [10, 5] and sorted(sizes[2:]) == [2, 4, 4], sizes
+    for text, rows in zip(texts, ([1, 4], [0, 3], [2])):
+        close(found[rows], step(model, text, negative, 7.5, count=5, rows=rows), 1e-5)
+        close(unguided[rows], step(model, text, negative, 1.0, count=5, rows=rows), 1e-5)
+    close(apart, found, 1e-5)
+
+
 def _same(model, positive, negative, *, cfg: float = 7.5, sigma: float = SIGMA) -> torch.Tensor:
     found = _estimate(model, positive, negative, cfg, sigma)
     same(found, step(model, positive, negative, cfg, sigma))

@@ -47,9 +47,10 @@ def check_a_hint_is_that_of_the_very_view():
         found = made.run(lambda s: s.denoise(z_t, SIGMA, VIEWS, guided=True), sphere)
         handle.remove()
         expected = picture(view, VIEWS)
-        for rows, hints, entry in (([0, 2], seen[0], 0), ([1, 3], seen[1], 1)):
-            # Once for the positive prompt and once for the negative one.
-            close(hints, expected[rows].repeat(2, 1, 1, 1), 1e-6)
+        # All views in one batch, by their prompts; once for the positive prompt and once for the negative one.
+        (hints,) = seen
+        close(hints, expected[[0, 2, 1, 3]].repeat(2, 1, 1, 1), 1e-6)
+        for rows, entry in (([0, 2], 0), ([1, 3], 1)):
             for row in rows:
                 fixed = ControlNetApplyAdvanced().apply_controlnet(
                     [positive[entry]], negative, control, expected[row].movedim(0, -1)[None], 0.7, 0.0, 1.0
