@@ -27,16 +27,17 @@ def joined(groups: Sequence[tuple[Conds, int]]) -> Conds | None:
     None where the groups differ in more than their prompts (areas, masks, hooks, ControlNets, timesteps...), or
     where their prompts differ in form.
     """
-    conds = {}
-    for name in groups[0][0]:
-        entries = [conds[name] for conds, _ in groups]
-        if len(set(map(len, entries))) > 1:
+    result: Conds = {name: [] for name in groups[0][0]}
+    for name, entries in result.items():
+        by_group = [conds[name] for conds, _ in groups]
+        if len(set(map(len, by_group))) > 1:
             return None
-        together = [_join(same_place, [rows for _, rows in groups]) for same_place in zip(*entries)]
-        if None in together:
-            return None
-        conds[name] = together
-    return conds
+        for same_place in zip(*by_group):
+            entry = _join(same_place, [rows for _, rows in groups])
+            if entry is None:
+                return None
+            entries.append(entry)
+    return result
 
 
 def _join(entries: Sequence[dict[str, Any]], rows: Sequence[int]) -> dict[str, Any] | None:
