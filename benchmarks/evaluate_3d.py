@@ -223,10 +223,10 @@ def load_priors(options: argparse.Namespace, prompt: str) -> dict[str, DemoPrior
     names = {"nerf": options.model, "tune": options.model}
     if options.refiner:
         names["refine"] = options.refiner
-    models = {name: load_model(MODELS.get(name, Path(name))).to(options.device) for name in set(names.values())}
+    models = {name: load_model(MODELS.get(name, Path(name))) for name in set(names.values())}
     if options.control == "untrained":
-        models = {name: untrained(model).to(options.device) for name, model in models.items()}
-    return {stage: DemoPrior(models[name], prompt, cfg=options.cfg) for stage, name in names.items()}
+        models = {name: untrained(model) for name, model in models.items()}
+    return {stage: DemoPrior(models[name].to(options.device), prompt, cfg=options.cfg) for stage, name in names.items()}
 
 
 def untrained(model: DemoModel) -> DemoModel:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
@@ -32,6 +33,10 @@ def find() -> tuple[Path, Path]:
     return folder, python
 
 
+SETTINGS = {"Comfy.TutorialCompleted": True, "Comfy.Workflow.Persist": False}
+"""The frontend's settings: no welcome, and no workflow of an earlier session."""
+
+
 class Server:
     """A ComfyUI server on the CPU with a base folder of its own.
 
@@ -49,6 +54,12 @@ class Server:
         if not link.exists():
             link.symlink_to(pack, target_is_directory=True)
         self.address = ""
+
+    def set_frontend(self, **settings: object) -> None:
+        """Settings of ComfyUI's frontend, beside `SETTINGS`."""
+        file = self.base / "user" / "default" / "comfy.settings.json"
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(json.dumps(SETTINGS | settings))
 
     def start(self) -> Server:
         """Start, and wait until it answers."""

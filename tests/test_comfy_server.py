@@ -442,16 +442,10 @@ def test_a_lit_mesh_gets_a_normal_map(server: Server, client: ComfyUI, tmp_path:
     np.testing.assert_allclose(bent.texture, lit.texture, atol=1 / 255)
 
 
-SETTINGS = {"Comfy.TutorialCompleted": True, "Comfy.Workflow.Persist": False}
-"""The frontend's settings: no welcome, and no workflow of an earlier session."""
-
-
 @pytest.fixture(scope="module")
 def page(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
     """ComfyUI's own frontend in a real browser."""
-    settings = server.base / "user" / "default" / "comfy.settings.json"
-    settings.parent.mkdir(exist_ok=True)
-    settings.write_text(json.dumps(SETTINGS))
+    server.set_frontend()
     browser = Browser(tmp_path_factory.mktemp("browser"))
     browser.open(f"http://{server.address}/")
     browser.wait("window.app?.isGraphReady")

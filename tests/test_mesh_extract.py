@@ -10,7 +10,7 @@ from scipy.ndimage import gaussian_filter
 from dreamflow_core.demo.shapes import SHAPES
 from dreamflow_core.mesh import topology
 from dreamflow_core.mesh.extract import extract, sample_grid, simplify
-from dreamflow_core.mesh.inside import least_optical_depth
+from dreamflow_core.mesh.inside import least_optical_depth, with_solid_inside
 from dreamflow_core.mesh.mesh import BadMesh, Mesh
 from dreamflow_core.mesh.repair import pull_apart
 from dreamflow_core.mesh.threshold import automatic_threshold
@@ -166,6 +166,15 @@ def test_what_only_haze_covers_is_solid():
         over_the_shaft = mesh.vertices[(np.hypot(*mesh.vertices.T[:2]) < 0.15) & (mesh.vertices[:, 2] > -0.3)]
         # Half of the light has stopped after ln(2) / 4 of haze.
         assert over_the_shaft[:, 2].min() == pytest.approx(0.75 - math.log(2) / 4, abs=0.06)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(("scale", "softness"), [(10, 0.02), (100, 0.05), (1000, 0.02)])
+def test_outlines_stay_where_the_threshold_puts_them(shape: str, scale: float, softness: float):
+    # Fine enough for the fall-off: a coarser grid takes up to a node more of a steep one.
+    grid = soft_grid(shape, 96, scale, softness)
+    threshold = automatic_threshold(grid, EXTENT)
+    assert overlap(with_solid_inside(grid, EXTENT, threshold) > threshold, grid > threshold) > 0.99
 
 
 def test_an_open_bowl_stays_open():

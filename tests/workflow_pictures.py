@@ -27,8 +27,6 @@ FOLDER = ROOT / "workflows"
 NEED_NO_FILES = ("1-text-to-3d-demo", "4-apfo-image")
 SIZE = (3000, 1356)
 SETTINGS = {
-    "Comfy.TutorialCompleted": True,
-    "Comfy.Workflow.Persist": False,
     "Comfy.Minimap.Visible": False,
     "LiteGraph.Canvas.MinFontSizeForLOD": 0,  # texts are drawn however small
 }
@@ -71,9 +69,7 @@ def main() -> None:
     names = parser.parse_args().names or known
     with tempfile.TemporaryDirectory() as folder:
         server = Server(Path(folder) / "comfyui")
-        settings = server.base / "user" / "default" / "comfy.settings.json"
-        settings.parent.mkdir()
-        settings.write_text(json.dumps(SETTINGS))
+        server.set_frontend(**SETTINGS)
         pretend_models(server.base)
         server.start()
         client, page = ComfyUI(server.address), Browser(Path(folder) / "browser", SIZE)

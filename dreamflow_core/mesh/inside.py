@@ -17,7 +17,8 @@ from .mesh import Floats
 
 _HALF = math.log(2)
 """Optical depth at which half of the light is gone: where cameras see the surface of a soft wall, and, where density
-falls off exponentially, where it falls below the automatic threshold. So outlines stay."""
+falls off exponentially, where it falls below the automatic threshold. So outlines stay, to within a node if the grid
+is too coarse for the fall-off."""
 
 
 def with_solid_inside(density: Floats, extent: float, threshold: float) -> Floats:
@@ -34,7 +35,7 @@ def least_optical_depth(density: Floats, extent: float) -> Floats:
     """What lies between each node of a grid and the outside, (R, R, R): the integral of density on the clearest way.
 
     Ways are straight and go along the axes and the diagonals of faces and cells, 26 in all: what is open to other
-    directions only counts as covered.
+    directions only counts as covered. Takes three more arrays of the density's size.
     """
     spacing = 2 * extent / (len(density) - 1)
     least = np.full_like(density, np.inf)
