@@ -1,10 +1,12 @@
 """What the stages cost with a model as large as real ones: random weights in the shapes of SD 1.5 and SDXL.
 
-    python benchmarks/real_size.py [--family sd1|sdxl] [--size 512] [--views 4] [--dtype fp16] [--iterations 5]
+    python benchmarks/real_size.py [--family sd1|sdxl] [--size 512] [--views 4] [--dtype fp16] [--save-memory]
+                                   [--iterations 5]
 
 Time and memory do not depend on the values of the weights, so this needs no download. Prints, for the radiance
 field and for a mesh's texture, at the full size from the first iteration on: seconds an iteration, the share of them
-outside denoiser calls (forward passes of the prior and of phi, and phi's backward pass) and the most memory a GPU had.
+outside denoiser calls (forward passes of the prior and of phi, and phi's backward pass) and the most memory the GPU
+had; without one, the process so far.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ import torch
 import transformers
 
 from dreamflow_core.apfo import Phi
+from dreamflow_core.cli.run import peak_memory
 from dreamflow_core.mesh.mesh import Mesh
 from dreamflow_core.pipeline import (
     ExtractSettings,
@@ -89,7 +92,7 @@ def pipeline(family: str) -> Any:
     return diffusers.StableDiffusionXLPipeline(unet=unet, **parts)
 
 
-def make_prior(family: str, dtype: torch.dtype, device: torch.device) -> DiffusersPrior:
+def make_prior(family: str, dtype: torch.dtype, save_memory: bool, device: torch.device) -> DiffusersPrior:
     torch.manual_seed(0)
     torch.set_default_dtype(dtype)
     try:
@@ -97,7 +100,7 @@ def make_prior(family: str, dtype: torch.dtype, device: torch.device) -> Diffuse
             pipe = pipeline(family)
     finally:
         torch.set_default_dtype(torch.float32)
-    return DiffusersPrior(pipe, "a red cube")
+    return DiffusersPrior(pipe, "a red cube", save_memory=save_memory)
 
 
 class Clock:
@@ -141,7 +144,7 @@ def report(name: str, prior: DiffusersPrior, run: Callable[[int], Any], iteratio
         start = clock.now()
         run(iterations)
         total = clock.now() - start
-    memory = torch.cuda.max_memory_allocated(prior.device) / 2**30 if prior.device.type == "cuda" else float("nan")
+    memory = peak_memory()["cuda" if prior.device.type == "cuda" else "cpu"] / 1024
     print(
         f"  {name:18s} {total / iterations:6.2f} s an iteration, {100 * (1 - clock.seconds / total):3.0f} % outside "
         f"the denoiser, most memory {memory:5.1f} GiB",
@@ -169,10 +172,11 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=None, help="pixels a side; the family's own if left out")
     parser.add_argument("--views", type=int, default=ViewRange().views)
     parser.add_argument("--dtype", choices=list(DTYPES), default="fp16", help="of the UNet and text encoders")
+    parser.add_argument("--save-memory", action="store_true", help="as the option of the dreamflow command")
     parser.add_argument("--iterations", type=int, default=5)
     options = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    prior = make_prior(options.family, DTYPES[options.dtype], device)
+    prior = make_prior(options.family, DTYPES[options.dtype], options.save_memory, device)
     size = options.size or SIZES[options.family]
     mesh = extract_mesh(NeRFScene(NeRFSettings(), seed=0), ExtractSettings())
     name = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"

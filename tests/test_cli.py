@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from dreamflow_core import cli
@@ -55,15 +56,24 @@ def test_text_to_image(tmp_path: Path):
     assert set(run["seconds"]["image"]) == {"render", "prior", "phi", "optimiser"}
 
 
+def test_too_little_gpu_memory_says_what_takes_less(monkeypatch, capsys, tmp_path: Path):
+    def fail(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+
+    monkeypatch.setattr("dreamflow_core.cli.image.images", fail)
+    assert cli.main(["image", "a red cube", "--out", str(tmp_path)]) == cli.BAD_INPUT
+    assert "--save-memory" in capsys.readouterr().err.splitlines()[-1]
+
+
 def test_diffusers_model_with_a_lora(tmp_path: Path):
-    """A local folder as --model, half precision, a LoRA file, image to image, another size."""
+    """A local folder as --model, half precision, saving memory, a LoRA file, image to image, another size."""
     from test_diffusers_prior import make_lora, make_pipeline
 
     make_pipeline("sd1").save_pretrained(tmp_path / "model")
     make_lora(tmp_path / "lora.safetensors", "peft")
     Image.new("RGB", (96, 64), (200, 30, 30)).save(tmp_path / "start.png")
     arguments = ["--model", tmp_path / "model", "--lora", f"{tmp_path / 'lora.safetensors'}:0.5", "--dtype", "bf16"]
-    arguments += ["--init", tmp_path / "start.png", "--start", 0.5, "--out", tmp_path / "out", *QUICK]
+    arguments += ["--save-memory", "--init", tmp_path / "start.png", "--start", 0.5, "--out", tmp_path / "out", *QUICK]
     done = dreamflow("image", "cat", *arguments)
     assert done.returncode == 0, done.stderr
     assert pixels(tmp_path / "out" / "image-0.png").shape == (64, 96, 3)

@@ -317,8 +317,8 @@ def test_denoise_gradients_reach_latents_and_phi(pipes, family):
     assert all(p.grad is None and not p.requires_grad for p in prior.network.parameters())
 
 
-def run_apfo(pipe, pixels=False):
-    prior = DiffusersPrior(pipe, PROMPT, NEGATIVE, CFG)
+def run_apfo(pipe, pixels=False, **options):
+    prior = DiffusersPrior(pipe, PROMPT, NEGATIVE, CFG, **options)
     values = random(2, 3, SIZE, SIZE).sigmoid() if pixels else random(2, *prior.latent_shape(SIZE, SIZE))
     scene = ImageScene(values, pixels=pixels, learning_rate=0.01 if pixels else None)
     schedule = Schedule(timestep_range(prior.sigma_at, 0.9, 0.1, 3))
@@ -330,6 +330,18 @@ def run_apfo(pipe, pixels=False):
 def weights_of(pipe):
     modules = {name: part for name, part in pipe.components.items() if isinstance(part, torch.nn.Module)}
     return {f"{name}.{k}": w.clone() for name, part in modules.items() for k, w in part.state_dict().items()}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_saving_memory_changes_nothing_else(pipes, folders, family):
+    pipe, batches = load_pipeline(folders[family]), {"vae": [], "unet": []}
+    blocks = {"vae": pipe.vae.encoder.down_blocks[0], "unet": pipe.unet.down_blocks[0].resnets[0]}
+    for name, block in blocks.items():
+        block.register_forward_pre_hook(lambda _, inputs, name=name: batches[name].append(len(inputs[0])))
+    frugal, plain = run_apfo(pipe, pixels=True, save_memory=True), run_apfo(pipes[family], pixels=True)
+    torch.testing.assert_close(frugal, plain, rtol=0, atol=1e-4)
+    # In each of three iterations: two images, each again in the backward pass; the guided estimate, phi's, and again.
+    assert batches == {"vae": 3 * [1, 1, 1, 1], "unet": 3 * [4, 2, 2]}
 
 
 @pytest.mark.parametrize("family", FAMILIES)

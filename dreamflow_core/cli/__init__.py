@@ -8,12 +8,18 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
+import torch
+
 from ..apfo import Cancelled, NotFinite
 from . import generate, image, stages
 
 PROG = "dreamflow"
 BAD_INPUT, INTERRUPTED = 2, 130
 """Exit statuses."""
+OUT_OF_MEMORY = (
+    "the GPU has not enough memory for this; --save-memory, --dtype fp16, fewer views or a smaller size at once take"
+    " less (--help has their names)"
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -24,6 +30,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.command(options)
     except (ValueError, OSError, NotFinite, ImportError) as error:
         return _complain(str(error), BAD_INPUT)
+    except torch.OutOfMemoryError:
+        return _complain(OUT_OF_MEMORY, BAD_INPUT)
     except Cancelled as stopped:
         return _complain(f"{stopped}; the same command with --resume continues", INTERRUPTED)
     except KeyboardInterrupt:

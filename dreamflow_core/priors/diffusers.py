@@ -60,16 +60,22 @@ class DiffusersPrior:
         positive: prompt; a view's name is added to it where views are given.
         negative: prompt; where it is empty the pipeline's own unconditional embedding is used.
         cfg: guidance scale; 1 evaluates the positive prompt alone.
+        save_memory: keep less for backward passes: the VAE sees one image at a time, and its blocks and the
+            UNet's run again instead of being kept. The same result but for rounding.
 
     Raises:
         ValueError: the pipeline's scheduler belongs to a model that predicts neither noise nor v.
     """
 
-    def __init__(self, pipe: Any, positive: str, negative: str = "", cfg: float = 7.5):
+    def __init__(self, pipe: Any, positive: str, negative: str = "", cfg: float = 7.5, save_memory: bool = False):
         for component in pipe.components.values():
             if isinstance(component, nn.Module):
                 component.requires_grad_(False).eval()
         pipe.vae.float()
+        if save_memory:
+            pipe.vae.enable_slicing()
+            for module in (pipe.vae, pipe.unet):
+                module.enable_gradient_checkpointing()
         self.network: nn.Module = pipe.unet
         self.device: torch.device = pipe.unet.device
         self.positive, self.negative, self.cfg = positive, negative, cfg

@@ -38,6 +38,7 @@ class PriorSettings:
         loras: files, each FILE or FILE:WEIGHT.
         dtype: weights of a diffusers model: fp32, fp16 or bf16. The demo models are fp32.
         config: diffusers folder that supplies a single-file checkpoint's configuration and tokenizer.
+        save_memory: whether a diffusers model computes parts twice instead of keeping them.
     """
 
     model: str
@@ -47,6 +48,7 @@ class PriorSettings:
     loras: Sequence[str] = ()
     dtype: str = "fp32"
     config: str | None = None
+    save_memory: bool = False
 
 
 def load_prior(settings: PriorSettings) -> HeadlessPrior:
@@ -73,7 +75,7 @@ def load_prior(settings: PriorSettings) -> HeadlessPrior:
     loras = [_lora(text) for text in settings.loras]
     config = None if settings.config is None else Path(settings.config)
     pipeline = load_pipeline(path, DTYPES[settings.dtype], loras, device, config)
-    return DiffusersPrior(pipeline, settings.positive, **guided)
+    return DiffusersPrior(pipeline, settings.positive, save_memory=settings.save_memory, **guided)
 
 
 def _lora(text: str) -> tuple[Path, float]:
