@@ -126,7 +126,7 @@ def test_interior_and_dust_do_not_matter():
 def test_optical_depth_is_the_integral_along_the_clearest_way():
     """Against a walk from the node outward, cell by cell in float64."""
     density = np.random.default_rng(0).uniform(0, 5, (9, 9, 9)) ** 2
-    depth = least_optical_depth(density.astype(np.float32), 2.0)
+    depth = least_optical_depth(density.astype(np.float32), 2.0, narrow=0.0)
 
     def walk(node: tuple[int, ...], step: tuple[int, ...]) -> float:
         total, here = 0.0, np.array(node)
@@ -166,6 +166,19 @@ def test_what_only_haze_covers_is_solid():
         over_the_shaft = mesh.vertices[(np.hypot(*mesh.vertices.T[:2]) < 0.15) & (mesh.vertices[:, 2] > -0.3)]
         # Half of the light has stopped after ln(2) / 4 of haze.
         assert over_the_shaft[:, 2].min() == pytest.approx(0.75 - math.log(2) / 4, abs=0.06)
+
+
+@pytest.mark.parametrize(("width", "characteristic"), [(0.08, 2), (0.3, 0)])
+def test_gaps_are_closed_and_holes_stay(width: float, characteristic: int):
+    """A cube whose field was opaque was seen through where light fell through a gap into a hollow behind it."""
+
+    def density(points: np.ndarray) -> np.ndarray:
+        radius, from_axis = np.linalg.norm(points, axis=1), np.abs(points[:, :2]).max(1)
+        return 30.0 * ((radius < 0.75) & (radius > 0.4) & (from_axis > width / 2))
+
+    mesh = extract(sample_grid(density, 96, EXTENT), EXTENT)
+    check_closed(mesh)
+    assert topology.euler_characteristic(mesh.faces) == characteristic
 
 
 @pytest.mark.parametrize("shape", SHAPES)

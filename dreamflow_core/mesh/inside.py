@@ -12,6 +12,7 @@ import math
 from itertools import product
 
 import numpy as np
+from scipy.ndimage import grey_closing
 
 from .mesh import Floats
 
@@ -19,34 +20,45 @@ _HALF = math.log(2)
 """Optical depth at which half of the light is gone: where cameras see the surface of a soft wall, and, where density
 falls off exponentially, where it falls below the automatic threshold. So outlines stay, to within a node if the grid
 is too coarse for the fall-off."""
+_NARROW = 1 / 8
+"""Scene units: light in narrower beams does not count. It falls through the gaps that a haze has, or through a bottom
+that no camera sees into a hollow behind a thin wall."""
 
 
 def with_solid_inside(density: Floats, extent: float, threshold: float) -> Floats:
     """The density, raised to the threshold and above wherever less than half of the light gets, (R, R, R).
 
+    Pits and tunnels that are left with less than three nodes across are more than the grid can tell, and filled too.
+
     Args:
         density: (R, R, R) per scene unit, at the nodes of a grid over [-extent, extent]^3.
         threshold: the density at the surface.
     """
-    return np.maximum(density, threshold / _HALF * least_optical_depth(density, extent))
+    solid = np.maximum(density, threshold / _HALF * least_optical_depth(density, extent, _NARROW))
+    return grey_closing(solid, size=(3, 3, 3))
 
 
-def least_optical_depth(density: Floats, extent: float) -> Floats:
+def least_optical_depth(density: Floats, extent: float, narrow: float) -> Floats:
     """What lies between each node of a grid and the outside, (R, R, R): the integral of density on the clearest way.
 
     Ways are straight and go along the axes and the diagonals of faces and cells, 26 in all: what is open to other
-    directions only counts as covered. Takes three more arrays of the density's size.
+    directions only counts as covered, and so does what is open to less than a square of `narrow` scene units a side,
+    in slices across the axis that a way is nearest to. Takes a few more arrays of the density's size.
     """
     spacing = 2 * extent / (len(density) - 1)
+    width = 1 + 2 * round(narrow / 2 / spacing)
     least = np.full_like(density, np.inf)
     for direction in product((-1, 0, 1), repeat=3):
         if any(direction):
-            np.minimum(least, _optical_depth(density, direction, spacing), out=least)
+            np.minimum(least, _optical_depth(density, direction, spacing, width), out=least)
     return least
 
 
-def _optical_depth(density: Floats, direction: tuple[int, ...], spacing: float) -> Floats:
-    """The integral of density along lines that enter the grid in a direction, up to each node."""
+def _optical_depth(density: Floats, direction: tuple[int, ...], spacing: float, width: int) -> Floats:
+    """The integral of density along lines that enter the grid in a direction, up to each node.
+
+    What is less deep over fewer than `width` nodes is filled up to what is around.
+    """
     axis = next(i for i, step in enumerate(direction) if step)
     forward = direction[axis]
     sideways = [step for i, step in enumerate(direction) if i != axis]
@@ -55,6 +67,7 @@ def _optical_depth(density: Floats, direction: tuple[int, ...], spacing: float) 
     depth = np.zeros_like(slices)
     for k in range(1, len(slices)):
         depth[k] = _shifted(depth[k - 1] + slices[k - 1], sideways) + slices[k]
+    depth = grey_closing(depth, size=(1, width, width))
     return np.moveaxis(depth[::forward], 0, axis)
 
 
