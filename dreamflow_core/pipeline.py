@@ -220,7 +220,8 @@ class ExtractSettings:
     """From a radiance field to a mesh.
 
     Attributes:
-        threshold: density at the surface, per scene unit; None finds it, and closes what only haze covers.
+        threshold: density at the surface, per scene unit; None finds it, and closes what only haze covers
+            and holes narrower than 0.12.
         faces: at most so many.
         texture_size: side of the texture, in texels.
         resolution: nodes per axis of the grid on which the surface is found.

@@ -106,7 +106,7 @@ class MeshScene:
         self.optimiser: torch.optim.Optimizer = self._make_optimiser()
         if "texture" in self.theta and self.settings.colour_drift < 1:
             self._prominence = self._find_prominence(make_generator(seed, "prominence"))
-            self._first_colour = self._mean_colour()
+            self._first_colours = self._mean_colours()
 
     def _check(self, mesh: Mesh) -> None:
         if self.settings.needs_atlas and mesh.uvs is None:
@@ -159,23 +159,31 @@ class MeshScene:
             return
         texels, most = self.theta["texture"], self.settings.colour_drift
         if most < 1:
-            drift = self._mean_colour() - self._first_colour
-            texels.sub_(drift - drift.clamp(-most, most))
+            drift = self._mean_colours() - self._first_colours
+            means, turned = _normalised(self._prominence, dim=1), _normalised(self._prominence, dim=0)
+            # A texel is turned several ways, so what is taken from one mean is taken from others too.
+            taken = torch.linalg.pinv(means @ turned.T) @ (drift - drift.clamp(-most, most))
+            texels.sub_(turned.T @ taken)
         texels.clamp_(0, 1)
 
-    def _mean_colour(self) -> Tensor:
-        """Of what cameras see, over the whole range of views, (3,)."""
-        return (self._prominence * self.theta["texture"].detach()).sum(dim=0)
+    def _mean_colours(self) -> Tensor:
+        """Of what cameras see of the surface turned each of six ways, over the whole range of views, (6, 3)."""
+        return _normalised(self._prominence, dim=1) @ self.theta["texture"].detach()
 
     def _find_prominence(self, generator: torch.Generator) -> Tensor:
-        """Each texel's share in the pictures that cameras take, (T, 1), summing to 1."""
-        share = torch.zeros_like(self.theta["texture"])
+        """How much of each texel is in the pictures that cameras take, by the way it is turned there, (6, T).
+
+        What a camera sees is a mixture of the ways, so that where none of them drifts it sees little drift.
+        """
+        texture = self.theta["texture"]
+        prominence = torch.zeros(6, len(texture), device=self.device)
         for _ in range(_SURVEY):
-            seen = self.view(self.views.sample(generator), self.settings.size).colour.sum()
-            # Pictures are linear in the texels.
-            share += torch.autograd.grad(seen, self.theta["texture"])[0]
-        share = share.mean(dim=1, keepdim=True)
-        return share / share.sum().clamp_min(torch.finfo(share.dtype).tiny)
+            view = self.view(self.views.sample(generator), self.settings.size)
+            for way, part in zip(prominence, six_ways(view.normal.detach()).unbind(1)):
+                # Pictures are linear in the texels.
+                seen = (view.colour.mean(1) * part).sum()
+                way += torch.autograd.grad(seen, texture, retain_graph=True)[0].sum(dim=1)
+        return prominence
 
     def begin(self, progress: float) -> None:
         """Prepare an iteration: the learning rates at this share of the run, from 0 to 1."""
@@ -345,6 +353,18 @@ class _Surface:
         normal = self.world_normal()
         axes = torch.stack(self.views.axes(), dim=1).to(normal)[self.fragments.view]
         return 0.5 + 0.5 * torch.einsum("pij,pj->pi", axes, normal)
+
+
+def six_ways(normals: Tensor) -> Tensor:
+    """How much unit normals (B, 3, ...) are turned along each axis and against it, (B, 6, ...), summing to 1.
+
+    The ambient cube's basis (Mitchell, McTaggart and Green 2006, "Shading in Valve's Source engine").
+    """
+    return torch.cat([normals, -normals], dim=1).clamp_min(0).square()
+
+
+def _normalised(shares: Tensor, dim: int) -> Tensor:
+    return shares / shares.sum(dim, keepdim=True).clamp_min(torch.finfo(shares.dtype).tiny)
 
 
 def painted_texels(mesh: Mesh) -> tuple[Ints, Ints]:
