@@ -68,6 +68,7 @@ BOUNDS = {
     "made": ("runs that end with a mesh", 1.0, 1.0),
     "colour": ("prompted colours, views", 0.98, None),
     "shape": ("shape by the judge, views", 0.95, None),
+    "pattern": ("pattern by the judge, views", None, None),
     "iou": ("silhouette IoU, mean", 0.90, 0.75),
     "psnr": ("PSNR of plain objects, dB", 20.0, 20.0),
     "facing": ("front and back as asked", 1.0, 1.0),
@@ -76,7 +77,7 @@ BOUNDS = {
     "valid": ("the Khronos validator has no error", 1.0, 1.0),
     "embree": ("PSNR of Embree's pictures to ours, dB", 25.0, 25.0),
 }
-"""What each measure is, the least its mean may be and the least that any run may have."""
+"""What each measure is, the least its mean may be and the least that any run may have, where that is bounded."""
 
 
 @dataclass(frozen=True)
@@ -338,15 +339,14 @@ def summary(rows: Sequence[dict[str, Any]]) -> list[str]:
         if not values:
             continue
         worst = min(row["least_iou"] for row in rows if row["made"]) if name == "iou" else min(values)
-        holds = fmean(values) >= least_mean and (least is None or worst >= least)
+        holds = all(bound is None or value >= bound for value, bound in ((fmean(values), least_mean), (worst, least)))
+        verdict = "" if least_mean is None else "holds" if holds else "FAILS"
         by_stage = "  ".join(
             f"{stage} {fmean(of_stage):.3g}"
             for stage in names
             if (of_stage := [row["stages"][stage][name] for row in rows if name in row["stages"].get(stage, {})])
         )
-        lines.append(
-            f"{label:40s} mean {fmean(values):6.3f}  worst {worst:6.3f}  {'holds' if holds else 'FAILS'}  {by_stage}"
-        )
+        lines.append(f"{label:40s} mean {fmean(values):6.3f}  worst {worst:6.3f}  {verdict:5s}  {by_stage}")
     for name in ("sharper", "closer", "drift"):
         values = [row["refine"][name] for row in rows if name in row.get("refine", {})]
         if values:
