@@ -16,7 +16,7 @@ from . import generate, image, stages
 PROG = "dreamflow"
 BAD_INPUT, INTERRUPTED = 2, 130
 """Exit statuses."""
-OUT_OF_MEMORY = (
+_OUT_OF_MEMORY = (
     "the GPU has not enough memory for this; --save-memory, --dtype fp16, fewer views or a smaller size at once take"
     " less (--help has their names)"
 )
@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError, NotFinite, ImportError) as error:
         return _complain(str(error), BAD_INPUT)
     except torch.OutOfMemoryError:
-        return _complain(OUT_OF_MEMORY, BAD_INPUT)
+        return _complain(_OUT_OF_MEMORY, BAD_INPUT)
     except Cancelled as stopped:
         return _complain(f"{stopped}; the same command with --resume continues", INTERRUPTED)
     except KeyboardInterrupt:

@@ -43,7 +43,8 @@ def least_optical_depth(density: Floats, extent: float, narrow: float) -> Floats
 
     Ways are straight and go along the axes and the diagonals of faces and cells, 26 in all: what is open to other
     directions only counts as covered, and so does what is open to less than a square of `narrow` scene units a side,
-    in slices across the axis that a way is nearest to. Takes a few more arrays of the density's size.
+    in slices across the axis that a way is nearest to. Takes a few more arrays of the density's size,
+    and time by its nodes (3 seconds for 128^3 of them on one core).
     """
     spacing = 2 * extent / (len(density) - 1)
     width = 1 + 2 * round(narrow / 2 / spacing)
