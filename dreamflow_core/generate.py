@@ -57,7 +57,7 @@ def _plan(nerf: tuple[int, int], tune: tuple[int, int], refine: tuple[int, int],
     # The mesh is close already: gentle rates keep what the field found. The shape stays as it is: a tuned one
     # fitted the truth less well in most cases.
     gentle = MeshSettings("texture", texture_rate=0.004, geometry_rate=0.005, final_rate=0.1)
-    # 2 of 255 is what is meant; the bound is on the mean over all cameras that train, and one height sees some more.
+    # 2 of 255 is what is meant; the bound is on a side's mean over all cameras that train, and one sees some more.
     paint = MeshSettings("texture", texture_rate=0.01, colour_drift=1 / 255)
     return Plan(
         # The bundled model's timesteps are even in ln(sigma); above 0.75 of them it sees nothing but noise, and

@@ -117,7 +117,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     add("--lora", dest="loras", action="append", default=[], metavar="FILE[:WEIGHT]", help="may be repeated")
     add("--dtype", choices=list(DTYPES), default=model.dtype, help=f"of a diffusers model's weights ({model.dtype})")
     add("--config", metavar="FOLDER", help="diffusers folder to configure a single-file checkpoint from")
-    twice = "let a diffusers model compute parts twice instead of keeping them: slower, in much less memory"
+    twice = "let a diffusers model compute parts twice instead of keeping them: slower, in less memory"
     add("--save-memory", action="store_true", help=twice)
 
 

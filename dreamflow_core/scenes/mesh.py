@@ -105,7 +105,11 @@ class MeshScene:
         self.generator = make_generator(seed, "mesh")
         self.optimiser: torch.optim.Optimizer = self._make_optimiser()
         if "texture" in self.theta and self.settings.colour_drift < 1:
-            self._prominence = self._find_prominence(make_generator(seed, "prominence"))
+            prominence = self._find_prominence(make_generator(seed, "prominence"))
+            turned = _normalised(prominence, dim=0).T
+            self._share = _normalised(prominence, dim=1)
+            # A texel is turned several ways, so what is taken from one mean is taken from others too.
+            self._spread = turned @ torch.linalg.pinv(self._share @ turned)
             self._first_colours = self._mean_colours()
 
     def _check(self, mesh: Mesh) -> None:
@@ -160,15 +164,12 @@ class MeshScene:
         texels, most = self.theta["texture"], self.settings.colour_drift
         if most < 1:
             drift = self._mean_colours() - self._first_colours
-            means, turned = _normalised(self._prominence, dim=1), _normalised(self._prominence, dim=0)
-            # A texel is turned several ways, so what is taken from one mean is taken from others too.
-            taken = torch.linalg.pinv(means @ turned.T) @ (drift - drift.clamp(-most, most))
-            texels.sub_(turned.T @ taken)
+            texels.sub_(self._spread @ (drift - drift.clamp(-most, most)))
         texels.clamp_(0, 1)
 
     def _mean_colours(self) -> Tensor:
         """Of what cameras see of the surface turned each of six ways, over the whole range of views, (6, 3)."""
-        return _normalised(self._prominence, dim=1) @ self.theta["texture"].detach()
+        return self._share @ self.theta["texture"].detach()
 
     def _find_prominence(self, generator: torch.Generator) -> Tensor:
         """How much of each texel is in the pictures that cameras take, by the way it is turned there, (6, T).

@@ -113,9 +113,8 @@ class MeshSettings:
         size: side of the images handed to the prior, in pixels.
         texture_rate: Adam's learning rate for texels, in colour from 0 to 1.
         colour_drift: most that the mean colour of what cameras see of the texture may move from where it
-            started, in each channel from 0 to 1, on each of the six sides of the object (top, front...); 1 leaves
-            it free. A model of its own taste would repaint
-            what it should only refine.
+            started, in each channel from 0 to 1, on each of the six sides of the object (top, front...);
+            1 leaves it free. A model of its own taste would repaint what it should only refine.
         geometry_rate: Adam's learning rate for the vertices' parameters, in scene units; details take
             smaller steps, as they are smoothed. phi has to follow: where it lags behind the shape, the flow
             takes the shape's last move for a want of more, and the mesh swells without end.
