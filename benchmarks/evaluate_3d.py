@@ -43,7 +43,7 @@ from dreamflow_core.demo.model import MODELS, DemoModel, load_model
 from dreamflow_core.demo.shapes import WITH_FRONT
 from dreamflow_core.demo.truth import COLOURS, PATTERNS, Pattern, Surface
 from dreamflow_core.demo.vocabulary import SLOTS, Description
-from dreamflow_core.generate import PRESETS, Plan, generate
+from dreamflow_core.generate import generate
 from dreamflow_core.mesh import topology
 from dreamflow_core.mesh.files import load_mesh, save_mesh
 from dreamflow_core.mesh.mesh import BadMesh, Mesh
@@ -52,6 +52,7 @@ from dreamflow_core.prior import Look
 from dreamflow_core.priors.demo import CFG, DemoPrior
 from dreamflow_core.scenes.mesh import look_at
 from dreamflow_core.scenes.nerf import NeRFScene, load_field, save_field
+from dreamflow_core.settings.presets import PRESETS, Plan
 from dreamflow_core.state import make_generator, write_bytes
 from dreamflow_core.views import View
 

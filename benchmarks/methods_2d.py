@@ -32,12 +32,13 @@ from torch import Tensor
 from dreamflow_core.demo.judge import Judge, grade, load_judge, sharpness
 from dreamflow_core.demo.model import MODELS, DemoModel, load_model
 from dreamflow_core.demo.vocabulary import parse
-from dreamflow_core.guidance import METHODS, PHI_LEVELS, PhiSettings
+from dreamflow_core.guidance import METHODS
 from dreamflow_core.pictures import contact_sheet, save_picture
-from dreamflow_core.pipeline import ImageSettings, ScheduleSettings, images
+from dreamflow_core.pipeline import images
 from dreamflow_core.priors.demo import DemoPrior
 from dreamflow_core.sampler import heun
 from dreamflow_core.schedule import karras
+from dreamflow_core.settings.stages import PHI_LEVELS, ImageSettings, PhiSettings, ScheduleSettings
 from dreamflow_core.state import load_state, make_generator, save_state
 
 PROMPT = "a red and blue striped duck"

@@ -16,9 +16,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from dreamflow_core.cameras import orbit
 from dreamflow_core.render.backends import warp_works
-from dreamflow_core.render.hashgrid import HashGrid, HashGridSettings, encode
+from dreamflow_core.render.hashgrid import HashGrid, encode
 from dreamflow_core.render.volume import composite, march
-from dreamflow_core.scenes.nerf import NeRFScene, NeRFSettings
+from dreamflow_core.scenes.nerf import NeRFScene
+from dreamflow_core.settings.scenes import HashGridSettings, NeRFSettings
 
 POINTS = 1 << 17
 GRIDS = {

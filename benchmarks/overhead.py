@@ -17,11 +17,12 @@ import torch
 
 from dreamflow_core.apfo import Phi, optimise
 from dreamflow_core.demo.model import MODELS, load_model
-from dreamflow_core.guidance import APFO, SDS, PhiSettings
+from dreamflow_core.guidance import APFO, SDS
 from dreamflow_core.lora import LoRA
 from dreamflow_core.priors.demo import DemoPrior
 from dreamflow_core.scenes.image import ImageScene
 from dreamflow_core.schedule import Schedule, timestep_range
+from dreamflow_core.settings.stages import PhiSettings
 
 
 class TimedPrior(DemoPrior):

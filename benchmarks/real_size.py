@@ -25,20 +25,13 @@ import transformers
 from dreamflow_core.apfo import Phi
 from dreamflow_core.cli.run import peak_memory
 from dreamflow_core.mesh.mesh import Mesh
-from dreamflow_core.pipeline import (
-    ExtractSettings,
-    MeshStage,
-    NeRFStage,
-    ScheduleSettings,
-    extract_mesh,
-    optimise_mesh,
-    optimise_nerf,
-)
+from dreamflow_core.pipeline import extract_mesh, optimise_mesh, optimise_nerf
 from dreamflow_core.priors.diffusers import DiffusersPrior
 from dreamflow_core.priors.load import DTYPES
 from dreamflow_core.scenes.nerf import NeRFScene
-from dreamflow_core.scenes.settings import MeshSettings, NeRFSettings
-from dreamflow_core.views import ViewRange
+from dreamflow_core.settings.cameras import ViewRange
+from dreamflow_core.settings.scenes import MeshSettings, NeRFSettings
+from dreamflow_core.settings.stages import ExtractSettings, MeshStage, NeRFStage, ScheduleSettings
 
 SIZES = {"sd1": 512, "sdxl": 1024}
 """Pixels a side that a family is made for."""
@@ -158,7 +151,7 @@ def stages(prior: DiffusersPrior, mesh: Mesh, size: int, views: int) -> dict[str
     paint = MeshStage(scene=MeshSettings("texture", size=size), views=cameras)
 
     def levels(count: int):
-        return replace(schedule, levels=count).build(prior)
+        return replace(schedule, levels=count).build(prior.sigma_at)
 
     return {
         "radiance field": lambda count: optimise_nerf(prior, levels(count), nerf, seed=0),

@@ -19,11 +19,12 @@ import torch
 from torch import Tensor, nn
 
 from dreamflow_core.apfo import optimise
-from dreamflow_core.guidance import APFO, SDS, VSD, Guidance, PhiSettings
+from dreamflow_core.guidance import APFO, SDS, VSD, Guidance
 from dreamflow_core.parameterisation import edm
 from dreamflow_core.sampler import heun
 from dreamflow_core.scenes.image import ImageScene
 from dreamflow_core.schedule import Schedule, karras, log_uniform
+from dreamflow_core.settings.stages import PhiSettings
 
 MODES, RADIUS, WIDTH = 8, 0.8, 0.05
 HIGH, LOW = 10.0, 0.02

@@ -23,11 +23,12 @@ from dreamflow_core.apfo import Phi
 from dreamflow_core.cameras import orbit
 from dreamflow_core.demo.model import MODELS, load_model
 from dreamflow_core.mesh.mesh import Mesh
-from dreamflow_core.pipeline import ExtractSettings, MeshStage, NeRFStage, extract_mesh, optimise_mesh, optimise_nerf
+from dreamflow_core.pipeline import extract_mesh, optimise_mesh, optimise_nerf
 from dreamflow_core.scenes.mesh import MeshScene
 from dreamflow_core.scenes.nerf import NeRFScene
-from dreamflow_core.scenes.settings import MeshSettings, NeRFSettings
 from dreamflow_core.schedule import Schedule, log_uniform
+from dreamflow_core.settings.scenes import MeshSettings, NeRFSettings
+from dreamflow_core.settings.stages import ExtractSettings, MeshStage, NeRFStage
 
 
 def clocked(function: Callable[[], Any]) -> float:

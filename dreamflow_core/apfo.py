@@ -20,11 +20,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .guidance import Guidance, PhiSettings
+from .guidance import Guidance
 from .lora import LoRA
 from .prior import Prior, Session
 from .scenes.scene import Scene
 from .schedule import Schedule
+from .settings.stages import PhiSettings
 from .state import BadFile, load_state, make_generator, save_state
 
 

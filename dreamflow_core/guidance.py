@@ -71,28 +71,3 @@ def _random_level(schedule: Schedule, generator: torch.Generator) -> tuple[float
 
 
 METHODS: dict[str, type[APFO] | type[VSD] | type[SDS]] = {"apfo": APFO, "vsd": VSD, "sds": SDS}
-
-PHI_LEVELS = ("current", "random")
-
-
-@dataclass(frozen=True)
-class PhiSettings:
-    """How the scene's denoiser phi is trained.
-
-    Attributes:
-        rank: of its LoRA.
-        learning_rate: of Adam.
-        level: at which noise it learns. "current" takes its forward pass at the current level for both
-            its score and its loss, one forward saved; "random" is the paper's separate step, at a
-            level log-uniform over the schedule.
-    """
-
-    rank: int = 8
-    learning_rate: float = 1e-3
-    level: str = "current"
-
-    def __post_init__(self) -> None:
-        if self.level not in PHI_LEVELS:
-            raise ValueError(f"phi's level is '{self.level}'; it must be one of {', '.join(PHI_LEVELS)}")
-        if not self.learning_rate >= 0:
-            raise ValueError(f"phi's learning rate is {self.learning_rate}; it must not be negative")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..dreamflow_core.views import ViewRange
+from ..dreamflow_core.settings.cameras import ViewRange
 from .sockets import CameraRange
 
 _LIMITS = {"azimuth": (-360.0, 360.0), "elevation": (-89.0, 89.0), "radius": (1.01, 100.0), "fov": (1.0, 179.0)}

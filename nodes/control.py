@@ -6,8 +6,9 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from .conditioning import Conditioning
-from .hints import HINT_KINDS, apply_control
+from ..dreamflow_core.hints import HINT_KINDS
+from .adapter.conditioning import Conditioning
+from .adapter.controls import apply_control
 
 
 class DreamFlowControlNet(io.ComfyNode):

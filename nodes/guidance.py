@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..dreamflow_core.guidance import METHODS, PHI_LEVELS, PhiSettings
+from ..dreamflow_core.guidance import METHODS
+from ..dreamflow_core.settings.stages import PHI_LEVELS, PhiSettings
 from .sockets import Guidance, GuidanceSettings
 
 _PHI = GuidanceSettings().phi

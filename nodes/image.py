@@ -12,13 +12,14 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..dreamflow_core.apfo import Checkpoint
-from ..dreamflow_core.pipeline import ImageSettings, optimise_latents
-from .comfy_prior import LatentPrior
-from .conditioning import Conditioning
-from .levels import native_schedule
-from .running import HIDDEN, run
-from .settings import checkpoint_input, flow_inputs, guidance_input, number, prior_inputs
+from ..dreamflow_core.pipeline import optimise_latents, start_latents
+from ..dreamflow_core.settings.stages import ImageSettings
+from .adapter.conditioning import Conditioning
+from .adapter.levels import native_schedule
+from .adapter.prior import LatentPrior
+from .adapter.running import HIDDEN, run
 from .sockets import GuidanceSettings
+from .widgets import checkpoint_input, flow_inputs, guidance_input, number, prior_inputs
 
 
 class DreamFlowImage(io.ComfyNode):
@@ -91,4 +92,4 @@ def _start(model: Any, samples: Tensor, settings: ImageSettings) -> Tensor:
     """Where the flow starts, in the model's own latent space."""
     if torch.count_nonzero(samples) > 0:
         return model.model.process_latent_in(samples.clone())
-    return settings.start(tuple(samples.shape))
+    return start_latents(settings, tuple(samples.shape))

@@ -7,7 +7,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..dreamflow_core.cameras import AROUND, BELOW_ELEVATION, OVERHEAD_ELEVATION, SECTOR, VIEW_WORDING
-from .conditioning import Conditioning, tag_view
+from .adapter.conditioning import Conditioning, tag_view
 
 _ALL_AROUND = (-180.0, 180.0)
 

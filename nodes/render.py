@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from comfy_api.latest import io
-from torch import Tensor
 
-from ..dreamflow_core.cameras import Cameras, PosedCameras, orbit
-from ..dreamflow_core.pipeline import TurntableSettings
+from ..dreamflow_core.cameras import Cameras, orbit
+from ..dreamflow_core.hints import HINT_KINDS
 from ..dreamflow_core.prior import Look
-from . import meshes
-from .hints import HINT_KINDS
-from .settings import number
+from ..dreamflow_core.settings.stages import TurntableSettings
+from .adapter import meshes
+from .adapter.cameras import from_viewer
 from .sockets import NeRF
+from .widgets import number
 
 if TYPE_CHECKING:
     from ..dreamflow_core.scenes.nerf import NeRFScene
@@ -27,9 +26,6 @@ OUTPUTS = [
     io.Image.Output(display_name="depth", tooltip="Near is white, as depth ControlNets expect it."),
     io.Image.Output(display_name="normal", tooltip="In the camera's axes, as normal ControlNets expect it."),
 ]
-
-_LENS_FOV = 35.0
-"""The field of view that ComfyUI takes for a camera that names none."""
 
 
 class DreamFlowRenderNeRF(io.ComfyNode):
@@ -136,44 +132,3 @@ def _colour(text: str) -> tuple[float, float, float]:
     except ValueError as error:
         raise ValueError(f"background is '{text}'; it must be a colour such as #ffffff") from error
     return red / 255, green / 255, blue / 255
-
-
-def from_viewer(info: dict[str, Any]) -> PosedCameras:
-    """The camera of a LOAD3D_CAMERA; pictures are square, so its width is not used.
-
-    Raises:
-        ValueError: it is not a perspective camera.
-    """
-    if str(info.get("cameraType", "perspective")).startswith("ortho"):
-        raise ValueError("camera_info is an orthographic camera; only perspective cameras can render a NeRF")
-    position = _vector(info["position"])
-    if info.get("quaternion"):
-        rotation = _rotation(info["quaternion"])
-    else:
-        rotation = _looking(position, _vector(info.get("target", {})))
-    fov = math.radians(float(info.get("fov") or _LENS_FOV))
-    zoomed = 2 * math.atan(math.tan(fov / 2) / float(info.get("zoom") or 1.0))
-    return PosedCameras.at(position[None], rotation[None], torch.tensor([math.degrees(zoomed)]))
-
-
-def _vector(point: dict[str, float]) -> Tensor:
-    return torch.tensor([float(point.get(axis, 0.0)) for axis in "xyz"])
-
-
-def _looking(position: Tensor, target: Tensor) -> Tensor:
-    """Rows right, up and backward of a camera at a position that looks at a target, +Y up."""
-    backward = torch.nn.functional.normalize(position - target, dim=0)
-    up = torch.tensor([0.0, 1.0, 0.0])
-    right = torch.nn.functional.normalize(torch.linalg.cross(up, backward), dim=0)
-    return torch.stack([right, torch.linalg.cross(backward, right), backward])
-
-
-def _rotation(quaternion: dict[str, float]) -> Tensor:
-    """Rows right, up and backward of a camera with this rotation in the world."""
-    w, x, y, z = torch.nn.functional.normalize(
-        torch.tensor([float(quaternion.get(axis, 0.0)) for axis in "wxyz"]), dim=0
-    ).tolist()
-    right = [1 - 2 * (y * y + z * z), 2 * (x * y + w * z), 2 * (x * z - w * y)]
-    up = [2 * (x * y - w * z), 1 - 2 * (x * x + z * z), 2 * (y * z + w * x)]
-    backward = [2 * (x * z + w * y), 2 * (y * z - w * x), 1 - 2 * (x * x + y * y)]
-    return torch.tensor([right, up, backward])

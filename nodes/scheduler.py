@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any
 
 from comfy_api.latest import io
 
-from ..dreamflow_core.pipeline import SPACINGS, STAGE_RANGES, ScheduleSettings
-from .levels import NoiseLevels
+from ..dreamflow_core.settings.stages import SPACINGS, STAGE_RANGES, ScheduleSettings
+from .adapter.levels import NoiseLevels
 
 OWN_RANGE = "own"
 
@@ -66,5 +65,5 @@ class DreamFlowScheduler(io.ComfyNode):
     ) -> io.NodeOutput:
         start, end = STAGE_RANGES.get(range["range"]) or (range["start"], range["end"])
         noise = NoiseLevels.of(model)
-        schedule = ScheduleSettings(start, end, levels, spacing=spacing).build(SimpleNamespace(sigma_at=noise.at))
+        schedule = ScheduleSettings(start, end, levels, spacing=spacing).build(noise.at)
         return io.NodeOutput(noise.sigmas(schedule.levels))

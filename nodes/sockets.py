@@ -6,8 +6,7 @@ from dataclasses import dataclass, field
 
 from comfy_api.latest import io
 
-from ..dreamflow_core.guidance import PhiSettings
-from ..dreamflow_core.pipeline import Stage
+from ..dreamflow_core.settings.stages import PhiSettings, Stage
 
 NeRF = io.Custom("NERF")
 """A radiance field: `dreamflow_core.scenes.nerf.NeRFScene`."""

@@ -11,28 +11,19 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..dreamflow_core.apfo import Checkpoint
-from ..dreamflow_core.pipeline import (
-    ExtractSettings,
-    MeshStage,
-    NeRFStage,
-    TurntableSettings,
-    extract_mesh,
-    optimise_mesh,
-    optimise_nerf,
-    turntable,
-)
+from ..dreamflow_core.pipeline import extract_mesh, optimise_mesh, optimise_nerf, turntable
 from ..dreamflow_core.prior import Look
-from ..dreamflow_core.render.hashgrid import HashGridSettings
-from ..dreamflow_core.scenes.settings import BACKGROUNDS, LOOKS, TARGETS, MeshSettings, NeRFSettings
 from ..dreamflow_core.schedule import Schedule
-from ..dreamflow_core.views import ViewRange
-from . import meshes
-from .comfy_prior import ComfyPrior
-from .conditioning import Conditioning
-from .levels import native_schedule
-from .running import HIDDEN, run
-from .settings import checkpoint_input, choice, flow_inputs, number, prior_inputs, stage_inputs
+from ..dreamflow_core.settings.cameras import ViewRange
+from ..dreamflow_core.settings.scenes import BACKGROUNDS, LOOKS, TARGETS, HashGridSettings, MeshSettings, NeRFSettings
+from ..dreamflow_core.settings.stages import ExtractSettings, MeshStage, NeRFStage, TurntableSettings
+from .adapter import meshes
+from .adapter.conditioning import Conditioning
+from .adapter.levels import native_schedule
+from .adapter.prior import ComfyPrior
+from .adapter.running import HIDDEN, run
 from .sockets import GuidanceSettings, NeRF
+from .widgets import checkpoint_input, choice, flow_inputs, number, prior_inputs, stage_inputs
 
 if TYPE_CHECKING:
     from ..dreamflow_core.scenes.nerf import NeRFScene

@@ -12,10 +12,11 @@ from gaussian import GaussianPrior, PointAPFO, posterior_mean
 from dreamflow_core import parameterisation
 from dreamflow_core.apfo import Cancelled, Checkpoint, NotFinite, optimise
 from dreamflow_core.demo.model import DemoModel, ModelConfig
-from dreamflow_core.guidance import APFO, SDS, VSD, PhiSettings
+from dreamflow_core.guidance import APFO, SDS, VSD
 from dreamflow_core.priors.demo import DemoPrior
 from dreamflow_core.scenes.image import ImageScene, image_noise
 from dreamflow_core.schedule import Schedule, log_uniform
+from dreamflow_core.settings.stages import PhiSettings
 from dreamflow_core.state import BadFile, load_state, save_state
 
 TINY = ModelConfig(16, 2, (16, 32), (1,), (1,), (False,), 1, 32, 8, sigma_min=0.02, sigma_max=20.0)

@@ -20,9 +20,9 @@ from PIL import Image
 
 from dreamflow_core import cli
 from dreamflow_core.cli.options import read_settings
-from dreamflow_core.generate import PRESETS
 from dreamflow_core.mesh.files import load_mesh
 from dreamflow_core.scenes.nerf import load_field
+from dreamflow_core.settings.presets import PRESETS
 
 ROOT = Path(__file__).parent.parent
 QUICK = ["--count", "1", "--levels", "3"]

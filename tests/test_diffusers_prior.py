@@ -12,11 +12,12 @@ from safetensors.torch import load_file, save_file
 
 from dreamflow_core.apfo import optimise
 from dreamflow_core.cameras import Cameras
-from dreamflow_core.guidance import APFO, PhiSettings
+from dreamflow_core.guidance import APFO
 from dreamflow_core.lora import LoRA
 from dreamflow_core.priors.diffusers import DiffusersPrior, load_pipeline
 from dreamflow_core.scenes.image import ImageScene
 from dreamflow_core.schedule import Schedule, timestep_range
+from dreamflow_core.settings.stages import PhiSettings
 from dreamflow_core.state import BadFile
 
 diffusers = pytest.importorskip("diffusers")

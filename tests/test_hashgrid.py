@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from dreamflow_core.render import backends
-from dreamflow_core.render.hashgrid import HashGrid, HashGridSettings, encode
+from dreamflow_core.render.hashgrid import HashGrid, encode
+from dreamflow_core.settings.scenes import HashGridSettings
 
 SETTINGS = HashGridSettings(levels=4, features=2, entries_log2=9, coarsest=3, finest=24)
 

@@ -17,9 +17,10 @@ from dreamflow_core.mesh import topology
 from dreamflow_core.mesh.extract import extract, simplify
 from dreamflow_core.mesh.mesh import BadMesh, Mesh
 from dreamflow_core.mesh.unwrap import unwrap
-from dreamflow_core.scenes.mesh import MeshScene, MeshSettings, bending, neighbours, six_ways, vertex_normals
+from dreamflow_core.scenes.mesh import MeshScene, bending, neighbours, six_ways, vertex_normals
+from dreamflow_core.settings.cameras import ViewRange
+from dreamflow_core.settings.scenes import MeshSettings
 from dreamflow_core.state import load_state, save_state
-from dreamflow_core.views import ViewRange
 
 VIEWS = orbit(2, 25.0, 3.0, 40.0)
 

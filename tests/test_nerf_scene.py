@@ -9,10 +9,10 @@ import torch
 
 from dreamflow_core.cameras import orbit
 from dreamflow_core.demo import truth
-from dreamflow_core.render.hashgrid import HashGridSettings
-from dreamflow_core.scenes.nerf import NeRFScene, NeRFSettings
+from dreamflow_core.scenes.nerf import NeRFScene
+from dreamflow_core.settings.cameras import ViewRange
+from dreamflow_core.settings.scenes import HashGridSettings, NeRFSettings
 from dreamflow_core.state import load_state, save_state
-from dreamflow_core.views import ViewRange
 
 SMALL = NeRFSettings(
     grid=HashGridSettings(levels=4, features=2, entries_log2=10, coarsest=4, finest=32),

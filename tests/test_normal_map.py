@@ -17,10 +17,11 @@ from dreamflow_core.demo import truth
 from dreamflow_core.demo.shapes import SHAPES
 from dreamflow_core.mesh.mesh import BadMesh, Mesh
 from dreamflow_core.mesh.normal_map import bend, to_normal_map, to_slopes, vertex_tangents
-from dreamflow_core.pipeline import MeshStage, optimise_mesh
+from dreamflow_core.pipeline import optimise_mesh
 from dreamflow_core.scenes.mesh import MeshScene, look_at
-from dreamflow_core.scenes.settings import MeshSettings
 from dreamflow_core.schedule import Schedule, log_uniform
+from dreamflow_core.settings.scenes import MeshSettings
+from dreamflow_core.settings.stages import MeshStage
 
 ORANGE = (0.97, 0.5, 0.04)
 SIZE = 48

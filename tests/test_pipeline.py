@@ -16,27 +16,18 @@ from dreamflow_core.cameras import orbit
 from dreamflow_core.demo import truth
 from dreamflow_core.demo.judge import colour_shares
 from dreamflow_core.demo.model import MODELS, load_model
-from dreamflow_core.generate import PRESETS, Plan, Planned, generate
+from dreamflow_core.generate import generate
 from dreamflow_core.mesh import topology
 from dreamflow_core.mesh.mesh import BadMesh, Mesh
 from dreamflow_core.mesh.prepare import framed, paintable
-from dreamflow_core.pipeline import (
-    ExtractSettings,
-    MeshStage,
-    NeRFStage,
-    ScheduleSettings,
-    TurntableSettings,
-    extract_mesh,
-    optimise_mesh,
-    optimise_nerf,
-    turntable,
-)
+from dreamflow_core.pipeline import extract_mesh, optimise_mesh, optimise_nerf, turntable
 from dreamflow_core.priors.demo import DemoPrior
-from dreamflow_core.render.hashgrid import HashGridSettings
 from dreamflow_core.scenes.mesh import look_at
 from dreamflow_core.scenes.nerf import NeRFScene, load_field, save_field
-from dreamflow_core.scenes.settings import MeshSettings, NeRFSettings
 from dreamflow_core.schedule import Schedule, log_uniform
+from dreamflow_core.settings.presets import PRESETS, Plan, Planned
+from dreamflow_core.settings.scenes import HashGridSettings, MeshSettings, NeRFSettings
+from dreamflow_core.settings.stages import ExtractSettings, MeshStage, NeRFStage, ScheduleSettings, TurntableSettings
 from dreamflow_core.state import BadFile, save_state
 
 SIZE = 24
@@ -283,7 +274,7 @@ def test_generate_checks_every_stage_before_it_starts():
 
 def test_presets_do_more_and_more():
     work = [
-        sum(len(p.schedule.build(TruthPrior("cube", ORANGE, 64))) for p in (plan.nerf, plan.tune, plan.refine))
+        sum(len(p.schedule.build(TruthPrior("cube", ORANGE, 64).sigma_at)) for p in (plan.nerf, plan.tune, plan.refine))
         for plan in PRESETS.values()
     ]
     assert work == sorted(set(work))

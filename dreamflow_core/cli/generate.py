@@ -8,12 +8,13 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from ..generate import OPTIMISED, PRESETS, generate
+from ..generate import generate
 from ..mesh.files import save_mesh
 from ..mesh.mesh import Mesh
 from ..priors.load import HeadlessPrior, PriorSettings, load_prior
 from ..scenes.mesh import look_at
 from ..scenes.nerf import NeRFScene, save_field
+from ..settings.presets import OPTIMISED, PRESETS
 from .options import add_model_options, add_output, add_resume, add_settings, read_model, read_settings
 from .run import Run
 from .show import save_preview, save_turntable

@@ -11,8 +11,9 @@ from typing import Any
 from torch import Tensor
 
 from ..pictures import load_picture, save_picture
-from ..pipeline import ImageSettings, images
+from ..pipeline import images
 from ..priors.load import HeadlessPrior, load_prior
+from ..settings.stages import ImageSettings
 from .options import add_model_options, add_output, add_resume, add_settings, read_model, read_settings
 from .run import Run
 

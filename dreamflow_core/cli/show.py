@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..pictures import contact_sheet, save_animation, save_picture
-from ..pipeline import TurntableSettings, turntable
+from ..pipeline import turntable
 from ..prior import Look
+from ..settings.stages import TurntableSettings
 
 BACKGROUND = (1.0, 1.0, 1.0)
 _PREVIEW = TurntableSettings(views=8, size=128)

@@ -9,15 +9,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..generate import PRESETS, Planned
 from ..mesh.files import SUFFIXES, load_mesh, save_mesh
 from ..mesh.mesh import Mesh
 from ..mesh.prepare import framed
-from ..pipeline import ExtractSettings, TurntableSettings, extract_mesh, optimise_mesh, optimise_nerf
+from ..pipeline import extract_mesh, optimise_mesh, optimise_nerf
 from ..prior import Look
 from ..priors.load import HeadlessPrior, load_prior
 from ..scenes.mesh import look_at
 from ..scenes.nerf import load_field, save_field
+from ..settings.presets import PRESETS, Planned
+from ..settings.stages import ExtractSettings, TurntableSettings
 from .options import add_model_options, add_output, add_resume, add_settings, read_model, read_settings
 from .run import Run, check_folder
 from .show import save_preview, save_turntable
@@ -67,7 +68,7 @@ def _nerf(options: argparse.Namespace) -> None:
     start = None if options.field is None else load_field(options.field)
     prior, planned, run = _prepare(options)
     optimise = partial(
-        optimise_nerf, prior, planned.schedule.build(prior), planned.stage, seed=options.seed, start=start
+        optimise_nerf, prior, planned.schedule.build(prior.sigma_at), planned.stage, seed=options.seed, start=start
     )
     field = run.optimise("nerf", optimise, **run.job)
     save_field(options.out / "nerf.safetensors", field)
@@ -90,7 +91,7 @@ def _optimise_mesh(options: argparse.Namespace) -> None:
     """
     mesh = load_mesh(options.mesh)
     prior, planned, run = _prepare(options)
-    schedule = planned.schedule.build(prior)
+    schedule = planned.schedule.build(prior.sigma_at)
     optimise = partial(optimise_mesh, prior, schedule, mesh, planned.stage, seed=options.seed)
     changed = run.optimise(options.stage, optimise, **run.job)
     run.write_record()

@@ -59,12 +59,15 @@ def _probe_warp(device: str) -> str:
     devices = [str(known) for known in wp.get_devices()]
     if device not in devices:
         return f"Warp sees only {', '.join(devices)}; a newer driver may help"
-    from .hashgrid import HashGrid, HashGridSettings
-    from .hashgrid_warp import encode
 
-    grid = HashGrid(HashGridSettings(), torch.Generator().manual_seed(0)).to(device)
-    encode(torch.zeros(1, 3, device=device), list(grid.tables), grid.resolutions)
-    return ""
+    @wp.kernel(enable_backward=False, module="dreamflow_probe")
+    def probe(numbers: wp.array(dtype=float)):  # type: ignore[valid-type]
+        numbers[wp.tid()] = 2.0 * numbers[wp.tid()]
+
+    numbers = torch.ones(2, device=device)
+    wp.launch(probe, dim=len(numbers), inputs=[wp.from_torch(numbers)], device=device)
+    wp.synchronize_device(device)
+    return "" if numbers.tolist() == [2.0, 2.0] else "a small kernel gave wrong numbers"
 
 
 @functools.cache

@@ -8,50 +8,16 @@ more vertices than its table has entries, vertices share entries by a spatial ha
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from ..settings.scenes import HashGridSettings
 from .backends import warp_works
+from .lattice import entry, locate
 
-PRIMES = (1, 2654435761, 805459861)
-"""Factors of the spatial hash, one per axis (the paper's equation 4)."""
 INITIAL_RANGE = 1e-4
 """Features start uniform in plus or minus this (the paper's section 3)."""
-
-
-@dataclass(frozen=True)
-class HashGridSettings:
-    """Size of a hash grid.
-
-    Attributes:
-        levels: how many lattices, geometrically spaced.
-        features: per vertex and level.
-        entries_log2: log2 of the most entries a level's table may have.
-        coarsest: cells per axis of the first level.
-        finest: cells per axis of the last level.
-    """
-
-    levels: int = 6
-    features: int = 4
-    entries_log2: int = 16
-    coarsest: int = 4
-    finest: int = 64
-
-    @property
-    def width(self) -> int:
-        """Features of a point over all levels."""
-        return self.levels * self.features
-
-    def resolutions(self) -> list[int]:
-        """Cells per axis of each level."""
-        ratio = self.finest / self.coarsest
-        return [round(self.coarsest * ratio ** (i / max(self.levels - 1, 1))) for i in range(self.levels)]
-
-    def entries(self, resolution: int) -> int:
-        """Entries of the table of a level with so many cells per axis."""
-        return min((resolution + 1) ** 3, 1 << self.entries_log2)
 
 
 class HashGrid(nn.Module):
@@ -137,19 +103,3 @@ def _encode_level(points: Tensor, table: Tensor, resolution: int, jacobian: bool
     slope_z = torch.lerp(slope_z[:, :, 0], slope_z[:, :, 1], y[:, 0])
     slope_z = torch.lerp(slope_z[:, 0], slope_z[:, 1], x[:, 0, 0])
     return features, torch.stack([slope_x, slope_y, slope_z], dim=1) * (resolution / 2)
-
-
-def locate(points: Tensor, resolution: int) -> tuple[Tensor, Tensor]:
-    """Lower corner (P, 3) int64 of each point's cell, and the point's place in the cell (P, 3)."""
-    lattice = (points + 1) * (resolution / 2)
-    cell = lattice.detach().floor().clamp(0, resolution - 1)
-    return cell.long(), lattice - cell
-
-
-def entry(cell: Tensor, resolution: int, entries: int) -> Tensor:
-    """Table entries (P, 2, 2, 2) of a cell's vertices, axes in the order x, y, z."""
-    both = torch.stack([cell, cell + 1], dim=-1)
-    x, y, z = both[:, 0, :, None, None], both[:, 1, None, :, None], both[:, 2, None, None, :]
-    if (resolution + 1) ** 3 <= entries:
-        return x * (resolution + 1) ** 2 + y * (resolution + 1) + z
-    return (x * PRIMES[0] ^ y * PRIMES[1] ^ z * PRIMES[2]) & (entries - 1)

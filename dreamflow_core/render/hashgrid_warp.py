@@ -9,13 +9,12 @@ gives exact table gradients of any loss on features or on normals, without doubl
 
 import functools
 from collections.abc import Sequence
-from types import SimpleNamespace
 
 import torch
 import warp as wp
 from torch import Tensor
 
-from .hashgrid import PRIMES
+from .lattice import PRIMES
 
 
 def encode(
@@ -26,22 +25,28 @@ def encode(
     return features, slopes if jacobian else None
 
 
+_PRIME_Y, _PRIME_Z = (wp.constant(wp.uint32(prime)) for prime in PRIMES[1:])
+
+
+@wp.struct
+class _Level:
+    """A lattice and its table: cells per axis, entries, whether vertices share them by the hash, its number."""
+
+    resolution: int
+    entries: int
+    hashed: bool
+    number: int
+
+
 class _Encode(torch.autograd.Function):
     @staticmethod
     def forward(ctx, points, resolutions, jacobian, *tables):
         width = tables[0].shape[1]
-        kernels, vector = _kernels(width)
+        gather, _, vector = _kernels(width, jacobian)
         points = points.contiguous()
         features = points.new_empty(len(points), len(tables) * width)
         slopes = points.new_empty(len(points) if jacobian else 0, 3, len(tables) * width)
-        arrays = (
-            wp.from_torch(features.view(-1, len(tables), width), dtype=vector),
-            wp.from_torch(slopes.view(-1, 3, len(tables), width), dtype=vector),
-        )
-        for level, (table, resolution) in enumerate(zip(tables, resolutions)):
-            lattice = _lattice(table, resolution, level)
-            inputs = [wp.from_torch(points, dtype=wp.vec3), wp.from_torch(table.detach(), dtype=vector), *lattice]
-            _launch(kernels.forward_jacobian if jacobian else kernels.forward, points, [*inputs, *arrays])
+        _launch(gather, vector, points, tables, resolutions, features, slopes)
         ctx.save_for_backward(points)
         ctx.resolutions, ctx.jacobian = resolutions, jacobian
         ctx.shapes = [table.shape for table in tables]
@@ -51,179 +56,138 @@ class _Encode(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad_features, grad_slopes):
         (points,) = ctx.saved_tensors
-        levels, width = len(ctx.shapes), ctx.shapes[0][1]
-        kernels, vector = _kernels(width)
-        arrays = (
-            wp.from_torch(grad_features.contiguous().view(-1, levels, width), dtype=vector),
-            wp.from_torch(grad_slopes.contiguous().view(-1, 3, levels, width), dtype=vector),
-        )
-        gradients = []
-        for level, (shape, resolution) in enumerate(zip(ctx.shapes, ctx.resolutions)):
-            gradient = points.new_zeros(shape)
-            inputs = [wp.from_torch(points, dtype=wp.vec3), *arrays, *_lattice(gradient, resolution, level)]
-            kernel = kernels.backward_jacobian if ctx.jacobian else kernels.backward
-            _launch(kernel, points, [*inputs, wp.from_torch(gradient, dtype=vector)])
-            gradients.append(gradient)
+        _, scatter, vector = _kernels(ctx.shapes[0][1], ctx.jacobian)
+        gradients = [points.new_zeros(shape) for shape in ctx.shapes]
+        outputs = grad_features.contiguous(), grad_slopes.contiguous()
+        _launch(scatter, vector, points, gradients, ctx.resolutions, *outputs)
         return None, None, None, *gradients
 
 
-def _lattice(table: Tensor, resolution: int, level: int) -> tuple[int, int, int, int]:
-    """Arguments that describe a level: cells per axis, entries, whether they are hashed, its number."""
-    entries = len(table)
-    return resolution, entries, int((resolution + 1) ** 3 > entries), level
+def _launch(
+    kernel,
+    vector: type,
+    points: Tensor,
+    tables: Sequence[Tensor],
+    resolutions: Sequence[int],
+    features: Tensor,
+    slopes: Tensor,
+) -> None:
+    """Run a kernel for every level, one thread per point, on torch's own stream.
 
-
-def _launch(kernel, points: Tensor, inputs: list) -> None:
-    """One thread per point, on torch's own stream."""
+    `features` (P, L * F) and `slopes` (P, 3, L * F) are what it writes or, going backward, reads.
+    """
     if len(points) == 0:
         return
-    if points.is_cuda:
-        with wp.ScopedStream(wp.stream_from_torch(torch.cuda.current_stream(points.device))):
-            wp.launch(kernel, dim=len(points), inputs=inputs, device=str(points.device))
-    else:
-        wp.launch(kernel, dim=len(points), inputs=inputs, device="cpu")
+    shape = (len(tables), tables[0].shape[1])
+    places = wp.from_torch(points, dtype=wp.vec3)
+    outputs = [wp.from_torch(o.unflatten(-1, shape), dtype=vector) for o in (features, slopes)]
+    stream = wp.stream_from_torch(torch.cuda.current_stream(points.device)) if points.is_cuda else None
+    for number, (table, resolution) in enumerate(zip(tables, resolutions)):
+        level = _Level()
+        level.resolution, level.entries, level.number = resolution, len(table), number
+        level.hashed = (resolution + 1) ** 3 > len(table)
+        inputs = [places, wp.from_torch(table.detach(), dtype=vector), level, *outputs]
+        wp.launch(kernel, dim=len(points), inputs=inputs, device=str(points.device), stream=stream)
+
+
+@wp.func
+def _entry(x: int, y: int, z: int, level: _Level):
+    """Where the table has a vertex, as `lattice.entry`."""
+    if level.hashed:
+        code = wp.uint32(x) ^ (wp.uint32(y) * _PRIME_Y) ^ (wp.uint32(z) * _PRIME_Z)
+        return wp.int32(code & wp.uint32(level.entries - 1))
+    side = level.resolution + 1
+    return (x * side + y) * side + z
+
+
+@wp.func
+def _vertex(point: wp.vec3, index: int, level: _Level):
+    """One of the eight vertices around a point: its entry, and its weight along each axis."""
+    place = (point + wp.vec3(1.0, 1.0, 1.0)) * (float(level.resolution) / 2.0)
+    last = level.resolution - 1
+    x = wp.clamp(int(wp.floor(place[0])), 0, last)
+    y = wp.clamp(int(wp.floor(place[1])), 0, last)
+    z = wp.clamp(int(wp.floor(place[2])), 0, last)
+    weights = wp.vec3(
+        _along(index >> 2, place[0] - float(x)),
+        _along((index >> 1) & 1, place[1] - float(y)),
+        _along(index & 1, place[2] - float(z)),
+    )
+    return _entry(x + (index >> 2), y + ((index >> 1) & 1), z + (index & 1), level), weights
+
+
+@wp.func
+def _along(side: int, fraction: float):
+    return wp.where(side == 1, fraction, 1.0 - fraction)
+
+
+@wp.func
+def _slope(weights: wp.vec3, index: int, level: _Level):
+    """Derivatives of the product of a vertex' weights by the point."""
+    half = float(level.resolution) / 2.0
+    return wp.vec3(
+        wp.where((index >> 2) == 1, half, -half) * weights[1] * weights[2],
+        wp.where(((index >> 1) & 1) == 1, half, -half) * weights[0] * weights[2],
+        wp.where((index & 1) == 1, half, -half) * weights[0] * weights[1],
+    )
 
 
 @functools.cache
-def _kernels(width: int):
-    """The kernels for so many features per level, and their vector type.
+def _kernels(width: int, jacobian: bool):
+    """Forward and backward kernel for so many features per level, with slopes or without, and their vector type.
 
     The modules have names of their own: inside ComfyUI this file's module name is a path.
     """
     vector = wp.types.vector(length=width, dtype=wp.float32)
-    prime_y, prime_z = wp.uint32(PRIMES[1]), wp.uint32(PRIMES[2])
+    module = f"dreamflow_hashgrid_{width}{'_slopes' if jacobian else ''}"
 
-    @wp.func
-    def corner(cell: wp.vec3i, index: int, resolution: int, entries: int, hashed: int):
-        x = cell[0] + (index >> 2)
-        y = cell[1] + ((index >> 1) & 1)
-        z = cell[2] + (index & 1)
-        if hashed == 1:
-            code = wp.uint32(x) ^ (wp.uint32(y) * prime_y) ^ (wp.uint32(z) * prime_z)
-            return wp.int32(code & wp.uint32(entries - 1))
-        return (x * (resolution + 1) + y) * (resolution + 1) + z
-
-    @wp.func
-    def lower(point: wp.vec3, resolution: int):
-        lattice = (point + wp.vec3(1.0, 1.0, 1.0)) * (float(resolution) / 2.0)
-        return wp.vec3i(
-            wp.clamp(int(wp.floor(lattice[0])), 0, resolution - 1),
-            wp.clamp(int(wp.floor(lattice[1])), 0, resolution - 1),
-            wp.clamp(int(wp.floor(lattice[2])), 0, resolution - 1),
-        )
-
-    @wp.func
-    def weights(point: wp.vec3, cell: wp.vec3i, index: int, resolution: int):
-        """The corner's weight along each axis."""
-        half = float(resolution) / 2.0
-        x = (point[0] + 1.0) * half - float(cell[0])
-        y = (point[1] + 1.0) * half - float(cell[1])
-        z = (point[2] + 1.0) * half - float(cell[2])
-        return wp.vec3(
-            wp.where((index >> 2) == 1, x, 1.0 - x),
-            wp.where(((index >> 1) & 1) == 1, y, 1.0 - y),
-            wp.where((index & 1) == 1, z, 1.0 - z),
-        )
-
-    @wp.func
-    def slopes(weight: wp.vec3, index: int, resolution: int):
-        """Derivatives of the product of the weights by the point."""
-        half = float(resolution) / 2.0
-        return wp.vec3(
-            wp.where((index >> 2) == 1, half, -half) * weight[1] * weight[2],
-            wp.where(((index >> 1) & 1) == 1, half, -half) * weight[0] * weight[2],
-            wp.where((index & 1) == 1, half, -half) * weight[0] * weight[1],
-        )
-
-    @wp.kernel(enable_backward=False, module=f"dreamflow_hashgrid_forward_{width}")
-    def forward(
+    @wp.kernel(enable_backward=False, module=module)
+    def gather(
         points: wp.array(dtype=wp.vec3),
         table: wp.array(dtype=vector),
-        resolution: int,
-        entries: int,
-        hashed: int,
-        level: int,
+        level: _Level,
         features: wp.array2d(dtype=vector),
-        unused: wp.array3d(dtype=vector),
+        slopes: wp.array3d(dtype=vector),
     ):
         p = wp.tid()
-        cell = lower(points[p], resolution)
-        total = vector()
-        for c in range(8):
-            weight = weights(points[p], cell, c, resolution)
-            total += (weight[0] * weight[1] * weight[2]) * table[corner(cell, c, resolution, entries, hashed)]
-        features[p, level] = total
-
-    @wp.kernel(enable_backward=False, module=f"dreamflow_hashgrid_forward_jacobian_{width}")
-    def forward_jacobian(
-        points: wp.array(dtype=wp.vec3),
-        table: wp.array(dtype=vector),
-        resolution: int,
-        entries: int,
-        hashed: int,
-        level: int,
-        features: wp.array2d(dtype=vector),
-        jacobian: wp.array3d(dtype=vector),
-    ):
-        p = wp.tid()
-        cell = lower(points[p], resolution)
         total = vector()
         dx = vector()
         dy = vector()
         dz = vector()
-        for c in range(8):
-            weight = weights(points[p], cell, c, resolution)
-            slope = slopes(weight, c, resolution)
-            value = table[corner(cell, c, resolution, entries, hashed)]
-            total += (weight[0] * weight[1] * weight[2]) * value
-            dx += slope[0] * value
-            dy += slope[1] * value
-            dz += slope[2] * value
-        features[p, level] = total
-        jacobian[p, 0, level] = dx
-        jacobian[p, 1, level] = dy
-        jacobian[p, 2, level] = dz
+        for index in range(8):
+            entry, weights = _vertex(points[p], index, level)
+            total += weights[0] * weights[1] * weights[2] * table[entry]
+            if wp.static(jacobian):
+                slope = _slope(weights, index, level)
+                dx += slope[0] * table[entry]
+                dy += slope[1] * table[entry]
+                dz += slope[2] * table[entry]
+        features[p, level.number] = total
+        if wp.static(jacobian):
+            slopes[p, 0, level.number] = dx
+            slopes[p, 1, level.number] = dy
+            slopes[p, 2, level.number] = dz
 
-    @wp.kernel(enable_backward=False, module=f"dreamflow_hashgrid_backward_{width}")
-    def backward(
+    @wp.kernel(enable_backward=False, module=module)
+    def scatter(
         points: wp.array(dtype=wp.vec3),
-        grad_features: wp.array2d(dtype=vector),
-        unused: wp.array3d(dtype=vector),
-        resolution: int,
-        entries: int,
-        hashed: int,
-        level: int,
         grad_table: wp.array(dtype=vector),
+        level: _Level,
+        grad_features: wp.array2d(dtype=vector),
+        grad_slopes: wp.array3d(dtype=vector),
     ):
         p = wp.tid()
-        cell = lower(points[p], resolution)
-        for c in range(8):
-            weight = weights(points[p], cell, c, resolution)
-            gradient = (weight[0] * weight[1] * weight[2]) * grad_features[p, level]
-            wp.atomic_add(grad_table, corner(cell, c, resolution, entries, hashed), gradient)
+        # Read once: to the compiler an atomic add may change any array.
+        point = points[p]
+        grad_feature = grad_features[p, level.number]
+        for index in range(8):
+            entry, weights = _vertex(point, index, level)
+            gradient = weights[0] * weights[1] * weights[2] * grad_feature
+            if wp.static(jacobian):
+                slope = _slope(weights, index, level)
+                gradient += slope[0] * grad_slopes[p, 0, level.number]
+                gradient += slope[1] * grad_slopes[p, 1, level.number]
+                gradient += slope[2] * grad_slopes[p, 2, level.number]
+            wp.atomic_add(grad_table, entry, gradient)
 
-    @wp.kernel(enable_backward=False, module=f"dreamflow_hashgrid_backward_jacobian_{width}")
-    def backward_jacobian(
-        points: wp.array(dtype=wp.vec3),
-        grad_features: wp.array2d(dtype=vector),
-        grad_jacobian: wp.array3d(dtype=vector),
-        resolution: int,
-        entries: int,
-        hashed: int,
-        level: int,
-        grad_table: wp.array(dtype=vector),
-    ):
-        p = wp.tid()
-        cell = lower(points[p], resolution)
-        for c in range(8):
-            weight = weights(points[p], cell, c, resolution)
-            slope = slopes(weight, c, resolution)
-            gradient = (weight[0] * weight[1] * weight[2]) * grad_features[p, level]
-            gradient += slope[0] * grad_jacobian[p, 0, level]
-            gradient += slope[1] * grad_jacobian[p, 1, level]
-            gradient += slope[2] * grad_jacobian[p, 2, level]
-            wp.atomic_add(grad_table, corner(cell, c, resolution, entries, hashed), gradient)
-
-    return SimpleNamespace(
-        forward=forward, forward_jacobian=forward_jacobian, backward=backward, backward_jacobian=backward_jacobian
-    ), vector
+    return gather, scatter, vector

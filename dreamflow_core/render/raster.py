@@ -22,12 +22,13 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from .backends import warp_works
+from .boxes import Boxes, tiles
 
 BACKENDS = ("auto", "warp", "nvdiffrast", "torch")
 
@@ -207,30 +208,6 @@ def _edge_functions(corners: Tensor, x: Tensor, y: Tensor) -> Tensor:
     return torch.stack(_wedge(corners[..., 0] - x[:, None] * w, corners[..., 1] - y[:, None] * w), dim=1)
 
 
-@dataclass(frozen=True)
-class Boxes:
-    """The N triangles that may cover a pixel's centre, of all pictures, and the pixels they may cover.
-
-    Attributes:
-        corners: (N, 3, 4) clip space.
-        triangle: (N,) index into the faces.
-        view: (N,) the picture.
-        left, top: (N,) the box's first column and row.
-        columns, rows: (N,) size of the box, at least 1.
-    """
-
-    corners: Tensor
-    triangle: Tensor
-    view: Tensor
-    left: Tensor
-    top: Tensor
-    columns: Tensor
-    rows: Tensor
-
-    def __getitem__(self, index: Tensor) -> Boxes:
-        return Boxes(*(getattr(self, field.name)[index] for field in fields(self)))
-
-
 def _boxes(clip: Tensor, faces: Tensor, height: int, width: int) -> Boxes:
     """Bounding boxes of the triangles, without those that are dropped or miss every pixel's centre."""
     corners = clip[:, faces].view(-1, 3, 4)
@@ -281,15 +258,6 @@ def _tile_side(boxes: Boxes) -> int:
     """A power of two near the typical box's side: larger tiles test in vain, smaller ones are too many."""
     area = float((boxes.columns * boxes.rows).double().mean()) if len(boxes.rows) else 1.0
     return 1 << min(max(round(math.log2(area) / 2), 2), 6)
-
-
-def tiles(boxes: Boxes, side: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The box, first column and first row of every square tile that the boxes consist of."""
-    across, down = (boxes.columns + side - 1) // side, (boxes.rows + side - 1) // side
-    count = across * down
-    box = torch.arange(len(count), device=count.device).repeat_interleave(count)
-    within = torch.arange(len(box), device=count.device) - (count.cumsum(0) - count)[box]
-    return box, boxes.left[box] + within % across[box] * side, boxes.top[box] + within // across[box] * side
 
 
 def _keep_nearest(nearest: Tensor, winner: Tensor, pixel: Tensor, depth: Tensor, triangle: Tensor) -> None:

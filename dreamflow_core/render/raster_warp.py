@@ -12,7 +12,7 @@ import torch
 import warp as wp
 from torch import Tensor
 
-from .raster import Boxes, tiles
+from .boxes import Boxes, tiles
 
 TILE = 32
 """Most columns and rows that one thread walks, so that a huge triangle does not fall to a single one."""

@@ -22,10 +22,11 @@ from ..prior import Look
 from ..render import texture
 from ..render.raster import Fragments, footprint, interpolate, rasterize, to_clip
 from ..render.silhouette import antialias, find_edges
+from ..settings.cameras import ViewRange
+from ..settings.scenes import MeshSettings
 from ..state import make_generator
-from ..views import View, ViewRange
+from ..views import View
 from .scene import ObjectRender, Render
-from .settings import MeshSettings
 
 _LIGHT = (0.3, 0.8, 0.55)
 """Direction towards the light in world axes: from above, the front and a little from +X."""

@@ -17,12 +17,13 @@ from torch.utils.checkpoint import checkpoint
 
 from ..cameras import Cameras
 from ..render import regularisers
-from ..render.hashgrid import HashGrid, HashGridSettings
+from ..render.hashgrid import HashGrid
 from ..render.volume import composite, march, occupancy_grid
+from ..settings.cameras import ViewRange
+from ..settings.scenes import HashGridSettings, NeRFSettings
 from ..state import BadFile, load_state, make_generator, save_state
-from ..views import View, ViewRange
+from ..views import View
 from .scene import ObjectRender, Render
-from .settings import NeRFSettings
 
 
 class Head(nn.Module):

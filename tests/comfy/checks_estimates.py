@@ -14,9 +14,9 @@ from comfy_extras.nodes_model_advanced import ModelSamplingSD3, RescaleCFG
 from comfy_extras.nodes_pag import PerturbedAttentionGuidance
 from comfy_extras.nodes_perpneg import PerpNeg
 from helpers import SIGMA, cameras, close, noised, prior, same, step
-from pack.nodes.conditioning import tag_view
+from pack.nodes.adapter.conditioning import tag_view
+from pack.nodes.adapter.levels import NoiseLevels
 from pack.nodes.demo_model import DreamFlowDemoModel
-from pack.nodes.levels import NoiseLevels
 
 from nodes import ConditioningSetArea, ConditioningSetTimestepRange, ControlNetApply, ControlNetApplyAdvanced
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import comfy.ops
 import torch
 from helpers import close, same
-from pack.nodes.frozen import frozen_autograd
+from pack.nodes.adapter.frozen import frozen_autograd
 from torch import nn
 
 OPS = comfy.ops.manual_cast

@@ -16,8 +16,8 @@ import tiny
 import torch
 from helpers import SIGMA, cameras, close, noise, noised, prior, same, step
 from pack.dreamflow_core.lora import LoRA
-from pack.nodes import session as sessions
-from pack.nodes.conditioning import tag_view
+from pack.nodes.adapter import session as sessions
+from pack.nodes.adapter.conditioning import tag_view
 from torch import nn
 
 STORAGE = (torch.float32, torch.bfloat16, torch.float16, torch.float8_e4m3fn, torch.float8_e5m2)

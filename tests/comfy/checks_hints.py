@@ -5,26 +5,17 @@ from __future__ import annotations
 import tiny
 import torch
 from helpers import SIGMA, SIZE, cameras, close, noised, optimise_image, prior, step
+from pack.dreamflow_core.hints import HINT_KINDS
 from pack.dreamflow_core.views import View
-from pack.nodes.conditioning import tag_view
-from pack.nodes.hints import FARTHEST, HINT_KINDS, apply_control
+from pack.nodes.adapter.conditioning import tag_view
+from pack.nodes.adapter.controls import apply_control
+from sphere import sphere_from
 
 from nodes import ControlNetApplyAdvanced
 
-CENTRE, RADIUS = torch.tensor([0.4, 0.1, 0.0]), 0.5
-
 
 def sphere(views, size: int) -> View:
-    """A sphere beside the origin, by intersecting rays."""
-    origins, directions = views.rays(size)
-    towards = CENTRE - origins
-    along = (towards * directions).sum(-1)
-    discriminant = RADIUS**2 - (towards.square().sum(-1) - along**2)
-    alpha = (discriminant > 0).float()
-    depth = (along - discriminant.clamp_min(0).sqrt()) * alpha
-    normal = (origins + depth[..., None] * directions - CENTRE) / RADIUS * alpha[..., None]
-    colour = torch.full((3,), 0.5) * alpha[..., None]
-    return View(colour.movedim(-1, 1), alpha[:, None], depth[:, None], normal.movedim(-1, 1))
+    return View(*sphere_from(views, size))
 
 
 VIEWS = cameras((0, 0), (90, 20), (-60, -10), (180, 0))
@@ -83,44 +74,6 @@ def check_a_hint_of_a_control_net_that_takes_latents():
         close(found[[row]], step(model, *fixed, 7.5, native, count=4, rows=[row]), 1e-5)
     plain = step(model, positive, negative, 7.5, native, count=4, rows=[0])
     assert (found[[0]] - plain).norm() > 1e-2 * plain.norm()
-
-
-def check_hints_are_what_control_nets_expect():
-    view = sphere(VIEWS, SIZE)
-    depth, normal, edges, mask = (HINT_KINDS[kind](view, VIEWS) for kind in ("depth", "normal", "edges", "mask"))
-    for hint in (depth, normal, edges, mask):
-        assert hint.shape == (4, 3, SIZE, SIZE) and hint.min() >= 0 and hint.max() <= 1
-    for i in range(4):
-        seen = view.alpha[i, 0] > 0
-        distance, grey = view.depth[i, 0][seen], depth[i, 0][seen]
-        order = distance.argsort()
-        assert (grey[order].diff() <= 1e-6).all(), "nearer is not whiter"
-        assert grey.max() == 1 and abs(grey.min() - FARTHEST) < 1e-6 and depth[i, 0][~seen].max() == 0
-        assert torch.equal(mask[i, 0] > 0, seen)
-        # Colours of the normals by where on the disc they are: its right end is red, its top green.
-        rows, columns = seen.nonzero().T
-        middle = normal[i, :, int(rows.float().mean().round()), int(columns.float().mean().round())]
-        right = normal[i, :, rows[columns.argmax()], columns.max()]
-        top = normal[i, :, rows.min(), columns[rows.argmin()]]
-        assert middle[2] > 0.95 and right[0] > 0.85 and top[1] > 0.85, (middle, right, top)
-        assert normal[i, 2][~seen].min() == 1
-        # The only edge is the outline.
-        outline = (torch.nn.functional.max_pool2d(seen[None, None].float(), 5, 1, 2)[0, 0] > 0) & ~(
-            -torch.nn.functional.max_pool2d(-seen[None, None].float(), 5, 1, 2)[0, 0] > 0
-        )
-        lines = edges[i, 0] > 0
-        assert lines.sum() > 20 and (lines & outline).sum() > 0.9 * lines.sum()
-
-
-def check_edges_show_creases_inside_the_outline():
-    """Two half planes that meet in a ridge, and nothing else."""
-    normal = torch.zeros(1, 3, SIZE, SIZE)
-    normal[:, 0, :, : SIZE // 2], normal[:, 0, :, SIZE // 2 :] = -0.6, 0.6
-    normal[:, 2] = 0.8
-    one = torch.ones(1, 1, SIZE, SIZE)
-    lines = HINT_KINDS["edges"](View(one.expand(-1, 3, -1, -1), one, 3 * one, normal), cameras((0, 0)))[0, 0]
-    columns = lines[8:-8, 8:-8].nonzero()[:, 1].unique() + 8
-    assert len(columns) and all(abs(c - SIZE // 2) <= 2 for c in columns.tolist()), columns
 
 
 def check_a_hint_needs_a_scene_with_views():

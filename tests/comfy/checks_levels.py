@@ -9,7 +9,7 @@ import tiny
 import torch
 from comfy_extras.nodes_model_advanced import ModelSamplingContinuousEDM, ModelSamplingSD3
 from helpers import close, same
-from pack.nodes.levels import NoiseLevels, native_schedule
+from pack.nodes.adapter.levels import NoiseLevels, native_schedule
 
 
 def models():

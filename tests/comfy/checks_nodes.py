@@ -21,13 +21,13 @@ from comfy_extras.nodes_save_3d import MeshToFile3D
 from helpers import close, same
 from pack.dreamflow_core.cameras import VIEW_NAMES, orbit, view_name
 from pack.dreamflow_core.mesh.mesh import BadMesh, Mesh
+from pack.dreamflow_core.settings.cameras import ViewRange
 from pack.dreamflow_core.state import BadFile
-from pack.dreamflow_core.views import ViewRange
-from pack.nodes import meshes, running
-from pack.nodes.conditioning import entries_for, tag_view
+from pack.nodes.adapter import meshes, resume, running
+from pack.nodes.adapter.cameras import from_viewer
+from pack.nodes.adapter.conditioning import entries_for, tag_view
 from pack.nodes.control import DreamFlowControlNet
 from pack.nodes.prompts import view_range
-from pack.nodes.render import from_viewer
 from pack.nodes.scheduler import DreamFlowScheduler
 from pack.nodes.stages import DreamFlowMeshRefine, DreamFlowMeshTune
 
@@ -162,7 +162,7 @@ def job(text: str, ids: str, seed: int = 1) -> str:
         second: {"class_type": "Text", "inputs": {"clip": [first, 1], "text": text}},
         last: {"class_type": "Stage", "inputs": {"model": [first, 0], "positive": [second, 0], "seed": seed}},
     }
-    return running.job_key(DynamicPrompt(graph), last)
+    return resume.job_key(DynamicPrompt(graph), last)
 
 
 def check_a_job_is_what_is_computed_whatever_its_nodes_are_called():
@@ -172,13 +172,13 @@ def check_a_job_is_what_is_computed_whatever_its_nodes_are_called():
 
 def check_the_newest_checkpoints_are_kept():
     with tempfile.TemporaryDirectory() as folder:
-        for age in range(running.CHECKPOINTS_KEPT + 3):
+        for age in range(resume.CHECKPOINTS_KEPT + 3):
             path = Path(folder) / f"{age}.safetensors"
             path.touch()
             os.utime(path, (1e9 - age, 1e9 - age))
-        running.forget_old_checkpoints(Path(folder))
+        resume.forget_old_checkpoints(Path(folder))
         kept = {int(path.stem) for path in Path(folder).iterdir()}
-    assert kept == set(range(running.CHECKPOINTS_KEPT))
+    assert kept == set(range(resume.CHECKPOINTS_KEPT))
 
 
 @contextmanager
@@ -202,7 +202,7 @@ def in_a_graph(node):
 def check_a_stage_with_a_useless_checkpoint_starts_anew():
     with own_user_folder():
         node = in_a_graph(DreamFlowMeshTune)
-        path = running.checkpoint_folder() / f"{running.job_key(node.hidden.dynprompt, '1')}.safetensors"
+        path = resume.checkpoint_folder() / f"{resume.job_key(node.hidden.dynprompt, '1')}.safetensors"
         path.parent.mkdir(parents=True)
         path.write_bytes(b"not a checkpoint")
 

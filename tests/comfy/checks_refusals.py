@@ -8,8 +8,8 @@ import comfy.sd
 import tiny
 import torch
 from helpers import cameras, noised, optimise_image, prior
-from pack.dreamflow_core.views import ViewRange
-from pack.nodes.conditioning import check_covered, tag_view
+from pack.dreamflow_core.settings.cameras import ViewRange
+from pack.nodes.adapter.conditioning import check_covered, tag_view
 
 
 def check_models_that_do_not_make_images_from_text():

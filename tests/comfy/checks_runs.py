@@ -12,16 +12,16 @@ from helpers import SIZE, close, optimise_image, prior, same
 from pack.dreamflow_core.apfo import Cancelled, Checkpoint, optimise
 from pack.dreamflow_core.cameras import orbit
 from pack.dreamflow_core.demo.model import MODELS, load_model
-from pack.dreamflow_core.guidance import APFO, PhiSettings
+from pack.dreamflow_core.guidance import APFO
 from pack.dreamflow_core.priors.demo import DemoPrior
-from pack.dreamflow_core.render.hashgrid import HashGridSettings
 from pack.dreamflow_core.scenes.image import ImageScene
 from pack.dreamflow_core.scenes.nerf import NeRFScene
-from pack.dreamflow_core.scenes.settings import NeRFSettings
 from pack.dreamflow_core.schedule import Schedule
-from pack.dreamflow_core.views import ViewRange
+from pack.dreamflow_core.settings.cameras import ViewRange
+from pack.dreamflow_core.settings.scenes import HashGridSettings, NeRFSettings
+from pack.dreamflow_core.settings.stages import PhiSettings
+from pack.nodes.adapter.controls import apply_control
 from pack.nodes.demo_model import DreamFlowDemoModel
-from pack.nodes.hints import apply_control
 from pack.nodes.prompts import DreamFlowViewPrompt
 
 PROMPT = "a red and blue striped duck"

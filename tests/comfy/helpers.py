@@ -7,10 +7,11 @@ import tiny
 import torch
 from pack.dreamflow_core.apfo import optimise
 from pack.dreamflow_core.cameras import Cameras
-from pack.dreamflow_core.guidance import APFO, PhiSettings
+from pack.dreamflow_core.guidance import APFO
 from pack.dreamflow_core.scenes.image import ImageScene
 from pack.dreamflow_core.schedule import Schedule
-from pack.nodes.comfy_prior import ComfyPrior
+from pack.dreamflow_core.settings.stages import PhiSettings
+from pack.nodes.adapter.prior import ComfyPrior
 
 SIZE = 64
 SIGMA = 2.5

@@ -23,6 +23,8 @@ def main() -> None:
     # ComfyUI reads its options from the command line when it is imported.
     sys.argv = ["main.py", "--cpu"]
     sys.path[:0] = [folder, str(HERE)]
+    # Last, as there is a folder of comfy's name.
+    sys.path.append(str(HERE.parent))
     import comfy.options
 
     comfy.options.enable_args_parsing()

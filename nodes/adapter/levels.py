@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..dreamflow_core.schedule import Schedule, check_levels
+from ...dreamflow_core.schedule import Schedule, check_levels
 
 
 class NotADenoiser(ValueError):

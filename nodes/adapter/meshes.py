@@ -13,10 +13,10 @@ import torch
 from comfy_api.latest import Types, io
 from torch import Tensor
 
-from ..dreamflow_core.prior import Look
+from ...dreamflow_core.prior import Look
 
 if TYPE_CHECKING:
-    from ..dreamflow_core.mesh.mesh import Mesh
+    from ...dreamflow_core.mesh.mesh import Mesh
 
 FILES = [io.File3DGLB, io.File3DOBJ, io.File3DPLY, io.File3DAny]
 """The kinds of 3D file that are taken in a mesh's place."""
@@ -34,7 +34,7 @@ def read(mesh: Any) -> Mesh:
         BadMesh: there is no mesh or more than one, or it cannot be used.
         BadFile: the file cannot be read.
     """
-    from ..dreamflow_core.mesh.mesh import BadMesh
+    from ...dreamflow_core.mesh.mesh import BadMesh
 
     if mesh is None:
         raise BadMesh("there is no mesh: choose a file in the node that loads it")
@@ -42,7 +42,7 @@ def read(mesh: Any) -> Mesh:
 
 
 def _from_file(file: Any) -> Mesh:
-    from ..dreamflow_core.mesh.files import load_mesh
+    from ...dreamflow_core.mesh.files import load_mesh
 
     if file.is_disk_backed:
         return load_mesh(Path(file.get_source()))
@@ -51,8 +51,8 @@ def _from_file(file: Any) -> Mesh:
 
 
 def _from_comfy(mesh: Any) -> Mesh:
-    from ..dreamflow_core.mesh.files import to_display
-    from ..dreamflow_core.mesh.mesh import BadMesh, Mesh
+    from ...dreamflow_core.mesh.files import to_display
+    from ...dreamflow_core.mesh.mesh import BadMesh, Mesh
 
     if len(mesh.vertices) != 1:
         raise BadMesh(f"there are {len(mesh.vertices)} meshes in the batch; this node takes one")
@@ -78,8 +78,8 @@ def _from_comfy(mesh: Any) -> Mesh:
 
 def look(mesh: Mesh) -> Look:
     """What cameras see of a mesh, moved to where they see it."""
-    from ..dreamflow_core.mesh.prepare import framed
-    from ..dreamflow_core.scenes.mesh import look_at
+    from ...dreamflow_core.mesh.prepare import framed
+    from ...dreamflow_core.scenes.mesh import look_at
 
     placed, _ = framed(mesh)
     return look_at(placed, comfy.model_management.get_torch_device())
@@ -87,8 +87,8 @@ def look(mesh: Mesh) -> Look:
 
 def to_comfy(mesh: Mesh) -> Any:
     """A `Mesh` as a MESH, a batch of one on the CPU."""
-    from ..dreamflow_core.mesh.files import tangents, to_linear
-    from ..dreamflow_core.mesh.topology import vertex_normals
+    from ...dreamflow_core.mesh.files import tangents, to_linear
+    from ...dreamflow_core.mesh.topology import vertex_normals
 
     colours = None if mesh.colours is None else to_linear(mesh.colours)
     attributes = {"uvs": mesh.uvs, "vertex_colors": colours, "texture": mesh.texture, "normals": mesh.normals}

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
-from ..dreamflow_core.views import ViewRange
+from ...dreamflow_core.settings.cameras import ViewRange
 
 VIEW = "dreamflow_view"
 

@@ -1,28 +1,23 @@
-"""How a stage runs as a node: progress and previews on the canvas, interrupts, and resuming."""
+"""How a stage runs as a node: progress and previews on the canvas, interrupts."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import math
 import time
 from collections.abc import Callable
-from functools import cache
-from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import comfy.model_management
 import comfy.utils
-import folder_paths
 import torch
 from comfy_api.latest import io
-from comfy_execution.graph_utils import is_link
 from PIL import Image
 
-from ..dreamflow_core.apfo import Cancelled, Checkpoint, Progress
-from ..dreamflow_core.pictures import contact_sheet, to_pillow
-from ..dreamflow_core.state import BadFile
+from ...dreamflow_core.apfo import Cancelled, Checkpoint, Progress
+from ...dreamflow_core.pictures import contact_sheet, to_pillow
+from ...dreamflow_core.state import BadFile
+from .resume import checkpoint_folder, forget_old_checkpoints, job_key
 
 T = TypeVar("T", covariant=True)
 
@@ -35,10 +30,6 @@ PREVIEW_SHARE = 0.1
 """Previews take no more than this share of the time."""
 PREVIEW_SIZE = 512
 """Larger previews are scaled down to this side."""
-
-CHECKPOINTS_KEPT = 8
-"""The newest checkpoints that are kept. Those of finished stages count: a job of several stages that is queued
-again after a restart takes them up where it was, without running the stages before once more."""
 
 
 class Work(Protocol[T]):
@@ -88,36 +79,6 @@ def run(node: type[io.ComfyNode], work: Work[T], settings: dict[str, Any], save_
         raise
     finally:
         forget_old_checkpoints(path.parent)
-
-
-def checkpoint_folder() -> Path:
-    """Where checkpoints live: it outlasts the server, and is not served over HTTP."""
-    return Path(folder_paths.get_system_user_directory("dreamflow")) / "checkpoints"
-
-
-def forget_old_checkpoints(folder: Path) -> None:
-    """Remove all but the newest `CHECKPOINTS_KEPT`."""
-    newest_first = sorted(folder.glob("*.safetensors"), key=lambda path: path.stat().st_mtime, reverse=True)
-    for path in newest_first[CHECKPOINTS_KEPT:]:
-        path.unlink(missing_ok=True)
-
-
-def job_key(graph: Any, node_id: str) -> str:
-    """Name of what a node computes: its class and inputs, and those of all nodes before it, whatever their ids.
-
-    Args:
-        graph: ComfyUI's `DynamicPrompt`.
-    """
-
-    @cache
-    def key(node_id: str) -> str:
-        node = graph.get_node(node_id)
-        inputs = {
-            name: [key(value[0]), value[1]] if is_link(value) else value for name, value in node["inputs"].items()
-        }
-        return hashlib.sha256(json.dumps([node["class_type"], inputs], sort_keys=True).encode()).hexdigest()
-
-    return key(node_id)
 
 
 class Reporter:

@@ -1,11 +1,9 @@
-"""Settings of the scenes in three dimensions: light to import, so that whoever only offers them can."""
+"""The scenes in three dimensions."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
-
-from ..render.hashgrid import HashGridSettings
 
 BACKGROUNDS = ("random", "learned")
 _OPTIMISED = {
@@ -16,6 +14,39 @@ _OPTIMISED = {
 }
 TARGETS = tuple(_OPTIMISED)
 LOOKS = ("normal", "colour")
+
+
+@dataclass(frozen=True)
+class HashGridSettings:
+    """Size of a hash grid.
+
+    Attributes:
+        levels: how many lattices, geometrically spaced.
+        features: per vertex and level.
+        entries_log2: log2 of the most entries a level's table may have.
+        coarsest: cells per axis of the first level.
+        finest: cells per axis of the last level.
+    """
+
+    levels: int = 6
+    features: int = 4
+    entries_log2: int = 16
+    coarsest: int = 4
+    finest: int = 64
+
+    @property
+    def width(self) -> int:
+        """Features of a point over all levels."""
+        return self.levels * self.features
+
+    def resolutions(self) -> list[int]:
+        """Cells per axis of each level."""
+        ratio = self.finest / self.coarsest
+        return [round(self.coarsest * ratio ** (i / max(self.levels - 1, 1))) for i in range(self.levels)]
+
+    def entries(self, resolution: int) -> int:
+        """Entries of the table of a level with so many cells per axis."""
+        return min((resolution + 1) ** 3, 1 << self.entries_log2)
 
 
 @dataclass(frozen=True)

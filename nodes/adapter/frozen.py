@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..dreamflow_core.lora import is_linear
+from ...dreamflow_core.lora import is_linear
 
 Restore = Callable[[], Any]
 

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, Protocol, cast
 
 import comfy.model_management as mm
 import comfy.model_patcher
@@ -19,15 +19,13 @@ from comfy.ldm.modules.attention import attention_pytorch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..dreamflow_core.cameras import Cameras
-from ..dreamflow_core.prior import Look, Session, T
-from .conditioning import entries_anywhere, entries_for
+from ...dreamflow_core.cameras import Cameras
+from ...dreamflow_core.prior import Look, Session, T
+from .conditioning import Conditioning, entries_anywhere, entries_for
+from .controls import Controls
 from .frozen import frozen_autograd, recomputed_blocks, training_kernels
-from .hints import Controls
 from .joining import Conds, joined
-
-if TYPE_CHECKING:
-    from .comfy_prior import LatentPrior
+from .levels import NoiseLevels
 
 Entries = tuple[tuple[int, ...], ...]
 """Which entries of the positive and of the negative conditioning."""
@@ -44,6 +42,28 @@ _GUIDANCE_OPTIONS = (
 # what a network keeps for its backward pass (measured on the layers of SD 1.5).
 _ENCODER_BACKWARD = 3
 _KEPT_FOR_BACKWARD = 12
+
+
+class Terms(Protocol):
+    """What a session needs to know of the prior that it serves.
+
+    Attributes:
+        levels: the model's own noise levels.
+        cfg: guidance scale.
+        vae: the model's, or None where scenes are latents.
+        size: side of the pictures that are denoised, in pixels; 0 if that is not known.
+        seed: given to nodes that hang on the model and ask for one.
+    """
+
+    levels: NoiseLevels
+    cfg: float
+    vae: Any
+    size: int
+    seed: int
+
+    def conditionings(self) -> list[tuple[str, Conditioning]]:
+        """The positive and the negative one, with their names."""
+        ...
 
 
 class Guider(comfy.samplers.CFGGuider):
@@ -82,7 +102,7 @@ class ComfySession(comfy.samplers.Sampler):
     and what ControlNets keep are inference tensors, which nothing can change in place outside.
     """
 
-    def __init__(self, prior: LatentPrior, controls: Controls, look: Look | None, body: Callable[[Session], T]):
+    def __init__(self, prior: Terms, controls: Controls, look: Look | None, body: Callable[[Session], T]):
         self._prior, self._controls, self._look, self._body = prior, controls, look, body
         self._pairs: dict[Entries, Conds] = {}
         self.result: Any = None

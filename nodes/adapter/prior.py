@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..dreamflow_core.prior import Look, Session, T
-from ..dreamflow_core.views import ViewRange
+from ...dreamflow_core.prior import Look, Session, T
+from ...dreamflow_core.settings.cameras import ViewRange
 from .conditioning import Conditioning, check_covered, entries_anywhere
-from .hints import Controls
+from .controls import Controls
 from .levels import NoiseLevels
 from .session import ComfySession, Guider
 

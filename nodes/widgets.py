@@ -9,7 +9,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..dreamflow_core.apfo import Checkpoint
-from ..dreamflow_core.pipeline import ScheduleSettings
+from ..dreamflow_core.settings.stages import ScheduleSettings
 from .sockets import CameraRange, Guidance
 
 
