@@ -453,17 +453,14 @@ def page(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[B
     browser.close()
 
 
-@pytest.mark.parametrize("name", [path.stem for path in sorted((ROOT / "workflows").glob("*.json"))])
-def test_a_workflow_opens_in_the_frontend_and_is_the_one_in_api_format(client: ComfyUI, page: Browser, name: str):
-    assert name in client.get("/workflow_templates")["dreamflow"]
-    template = client.get(f"/api/workflow_templates/dreamflow/{name}.json")
+def check_it_opens_as(page: Browser, graph: dict[str, Any], expected: Workflow) -> None:
+    """The frontend knows every node of a workflow in the canvas format, and makes of it the one in API format."""
     page.complaints.clear()
-    page.run(f"app.loadGraphData({json.dumps(template)})")
+    page.run(f"app.loadGraphData({json.dumps(graph)})")
     kinds = page.run("app.graph.nodes.map(n => n.type)")
     known = page.run("Object.keys(LiteGraph.registered_node_types)")
-    assert len(kinds) == len(template["nodes"]) and set(kinds) <= set(known)
+    assert len(kinds) == len(graph["nodes"]) and set(kinds) <= set(known)
     prompt = page.run("app.graphToPrompt().then(result => result.output)")
-    expected = workflow_file(f"{name}.json")
     assert prompt.keys() == expected.keys()
     for number, wanted in expected.items():
         made = prompt[number]
@@ -474,11 +471,30 @@ def test_a_workflow_opens_in_the_frontend_and_is_the_one_in_api_format(client: C
     assert page.complaints == []
 
 
-@pytest.mark.parametrize("name", ["2-three-stages.json", "3-refine-any-mesh.json"])
-def test_a_workflow_that_needs_models_lacks_nothing_else(client: ComfyUI, name: str):
-    problems = failure(client, workflow_file(name)).splitlines()
+def check_it_lacks_only_models(client: ComfyUI, workflow: Workflow) -> None:
+    problems = failure(client, workflow).splitlines()
     files = [line for line in problems if re.search(r"Value not in list: (ckpt|lora|control_net)_name", line)]
     assert files and files == problems
+
+
+@pytest.mark.parametrize("name", [path.stem for path in sorted((ROOT / "workflows").glob("*.json"))])
+def test_a_workflow_opens_in_the_frontend_and_is_the_one_in_api_format(client: ComfyUI, page: Browser, name: str):
+    assert name in client.get("/workflow_templates")["dreamflow"]
+    template = client.get(f"/api/workflow_templates/dreamflow/{name}.json")
+    check_it_opens_as(page, template, workflow_file(f"{name}.json"))
+
+
+@pytest.mark.parametrize("name", ["2-three-stages.json", "3-refine-any-mesh.json"])
+def test_a_workflow_that_needs_models_lacks_nothing_else(client: ComfyUI, name: str):
+    check_it_lacks_only_models(client, workflow_file(name))
+
+
+def test_a_workflow_that_was_saved_before_still_opens_and_is_taken(client: ComfyUI, page: Browser):
+    graph, workflow = (
+        json.loads((ROOT / "tests/before" / f).read_text()) for f in ("workflow.json", "workflow-api.json")
+    )
+    check_it_opens_as(page, graph, workflow)
+    check_it_lacks_only_models(client, workflow)
 
 
 class Steps:
