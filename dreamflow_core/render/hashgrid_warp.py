@@ -15,6 +15,7 @@ import torch
 import warp as wp
 from torch import Tensor
 
+from ..quiet import quiet_warp
 from .hashgrid import PRIMES
 
 
@@ -73,6 +74,7 @@ def _lattice(table: Tensor, resolution: int, level: int) -> tuple[int, int, int,
     return resolution, entries, int((resolution + 1) ** 3 > entries), level
 
 
+@quiet_warp()
 def _launch(kernel, points: Tensor, inputs: list) -> None:
     """One thread per point, on torch's own stream."""
     if len(points) == 0:
