@@ -8,6 +8,8 @@ PRESET ?= draft
 
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# Newer versions of pip show as a warning what setuptools says about every editable install.
+EDITABLE_NOTE := ignore:Editable installation
 
 .PHONY: test lint demo clean
 
@@ -27,7 +29,7 @@ $(READY): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
 	$(BIN)/pip install --quiet "$(TORCH)"
-	$(BIN)/pip install --quiet --editable ".[headless,test]"
+	PYTHONWARNINGS="$(EDITABLE_NOTE)" $(BIN)/pip install --quiet --editable ".[headless,test,lint]"
 	touch $(READY)
 
 clean:

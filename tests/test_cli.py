@@ -6,7 +6,9 @@ import contextlib
 import io
 import json
 import os
+import re
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -54,6 +56,43 @@ def test_text_to_image(tmp_path: Path):
     run = json.loads((out / "run.json").read_text())
     assert run["model"]["positive"] == "a red cube" and run["settings"]["schedule"]["levels"] == 3
     assert set(run["seconds"]["image"]) == {"render", "prior", "phi", "optimiser"}
+
+
+WITH_LINES = "import sys; from dreamflow_core.cli import main, run; run.LINE_EVERY = {}; sys.exit(main())"
+LINE = re.compile(r"image: step (\d+) of 12, level (\d)/6, sigma ([\d.]+), (done in |)([\d:]+)( left|)")
+"""Of a run with two iterations a level."""
+
+
+@pytest.mark.parametrize(("seconds", "steps"), [(1e9, [12]), (1e-9, list(range(2, 13)))])
+def test_progress_is_whole_lines_where_no_terminal_is(tmp_path: Path, seconds: float, steps: list[int]):
+    """One at the end, and one whenever enough time has passed since the last."""
+    arguments = ["image", "a red cube", "--out", tmp_path, "--count", "1", "--levels", "6", "--iterations", "2"]
+    done = subprocess.run(
+        [sys.executable, "-c", WITH_LINES.format(seconds), *arguments], cwd=ROOT, capture_output=True, check=True
+    )
+    assert b"\r" not in done.stderr
+    lines = [LINE.fullmatch(line) for line in done.stderr.decode().splitlines()]
+    assert [int(line[1]) for line in lines] == steps
+    assert [int(line[2]) for line in lines] == [(step + 1) // 2 for step in steps]
+    sigmas = [float(line[3]) for line in lines]
+    assert sigmas == sorted(sigmas, reverse=True)
+    assert [(line[4], line[6]) for line in lines] == [("", " left")] * (len(steps) - 1) + [("done in ", "")]
+
+
+def test_a_terminal_gets_a_bar(tmp_path: Path):
+    fcntl, pty, termios = map(pytest.importorskip, ("fcntl", "pty", "termios"))  # not on Windows
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("4H", 24, 80, 0, 0))  # rows and columns
+    arguments = ["image", "a red cube", "--out", tmp_path, "--count", "1", "--levels", "6"]
+    process = subprocess.Popen([sys.executable, "-m", "dreamflow_core.cli", *arguments], cwd=ROOT, stderr=theirs)
+    os.close(theirs)
+    shown = b""
+    with contextlib.suppress(OSError):  # how a terminal without a writer ends
+        while part := os.read(ours, 4096):
+            shown += part
+    os.close(ours)
+    assert process.wait() == 0
+    assert b"\rimage: " in shown and b"level 6/6" in shown and b" left" not in shown
 
 
 def test_too_little_gpu_memory_says_what_takes_less(monkeypatch, capsys, tmp_path: Path):

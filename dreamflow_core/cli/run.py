@@ -24,6 +24,8 @@ R = TypeVar("R")
 
 _RECORD = "run.json"
 _STATE = "-state.safetensors"
+LINE_EVERY = 30.0
+"""Seconds between two lines of progress where standard error is no terminal."""
 
 
 class Run:
@@ -59,10 +61,10 @@ class Run:
             job: what the stage is; a saved state of another is refused.
         """
         checkpoint = Checkpoint(self.states / (name + _STATE), job, self.save_every, self.resume)
-        with _stop_on_interrupt() as stopped, _ProgressBar(name) as bar:
-            result = function(on_progress=bar.update, cancelled=stopped, checkpoint=checkpoint)
+        with _stop_on_interrupt() as stopped, _Reporter(name) as reporter:
+            result = function(on_progress=reporter.update, cancelled=stopped, checkpoint=checkpoint)
         # A stage that was finished before it was resumed takes no time now.
-        self.seconds[name] = bar.seconds or self.seconds.get(name, {})
+        self.seconds[name] = reporter.seconds or self.seconds.get(name, {})
         return result
 
     def timed(self, name: str, function: Callable[[], R]) -> R:
@@ -132,14 +134,19 @@ def _stop_on_interrupt() -> Iterator[Callable[[], bool]]:
         signal.signal(signal.SIGINT, previous)
 
 
-class _ProgressBar:
-    """Iterations, level and time left on standard error."""
+class _Reporter:
+    """Iterations, level and time left on standard error.
+
+    A bar on a terminal; elsewhere a line every `LINE_EVERY` seconds, and one at the end.
+    """
 
     def __init__(self, name: str) -> None:
         self.seconds: dict[str, float] = {}
-        self._bar = tqdm(desc=name or None, unit="it", file=sys.stderr, leave=False)
+        self._bar = tqdm(desc=name, unit="it", file=sys.stderr, leave=False, disable=None)
+        self._name, self._start = name, time.monotonic()
+        self._line: tuple[float, int] | None = None
 
-    def __enter__(self) -> _ProgressBar:
+    def __enter__(self) -> _Reporter:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -147,11 +154,28 @@ class _ProgressBar:
 
     def update(self, progress: Progress) -> None:
         self.seconds = progress.seconds
+        place = f"level {progress.level}/{progress.levels}, sigma {progress.sigma:.3g}"
+        if self._bar.disable:
+            self._write_line(progress, place)
+            return
         if self._bar.total is None:
             # A resumed run starts part of the way through.
             self._bar.reset(total=progress.steps)
             self._bar.initial = self._bar.last_print_n = progress.step - 1
             self._bar.n = progress.step - 1
-        level = f"level {progress.level}/{progress.levels}, sigma {progress.sigma:.3g}"
-        self._bar.set_postfix_str(level, refresh=False)
+        self._bar.set_postfix_str(place, refresh=False)
         self._bar.update()
+
+    def _write_line(self, progress: Progress, place: str) -> None:
+        now = time.monotonic()
+        then, step = self._line = self._line or (now, progress.step)
+        if progress.step == progress.steps:
+            times = f"done in {tqdm.format_interval(now - self._start)}"
+        elif now - then >= LINE_EVERY:
+            self._line = now, progress.step
+            pace = (now - then) / (progress.step - step)
+            times = f"{tqdm.format_interval(pace * (progress.steps - progress.step))} left"
+        else:
+            return
+        line = f"{self._name}: step {progress.step} of {progress.steps}, {place}, {times}"
+        print(line, file=sys.stderr, flush=True)

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from ..cameras import VIEW_WORDING, Cameras
 from ..parameterisation import Parameterisation, eps, v
 from ..prior import Look, Session, T, guide
+from ..quiet import bars_on_terminals, without_messages
 from ..state import BadFile
 
 _PIPELINES = (
@@ -34,6 +35,13 @@ _KINDS = {"epsilon": eps, "v_prediction": v}
 _WANTED_SCORE, _UNWANTED_SCORE = 6.0, 2.5
 # A single file's first UNet layer, (channels, latent channels, 3, 3); other families have none.
 _STEM = "model.diffusion_model.input_blocks.0.0.weight"
+# What loggers say that is of no concern here: image processors serve the safety checker, which is left out; a list of
+# nothing; and a LoRA that is not for text encoders has nothing for them.
+_OF_NO_CONCERN = {
+    "transformers.utils.import_utils": "requires torchvision (not installed)",
+    "diffusers.models.modeling_utils": "should be kept in float32: []",
+}
+_NO_TEXT_LORA = {"diffusers.loaders.lora_base": "No LoRA keys associated to CLIPTextModel"}
 
 
 @dataclass(frozen=True)
@@ -206,18 +214,19 @@ def load_pipeline(
         ImportError: diffusers, transformers or peft is not installed.
     """
     _require_packages()
-    for lora, _ in loras:
-        _check_lora(lora)
-    if path.is_dir():
-        pipe = _load_folder(path, dtype)
-    elif path.is_file():
-        pipe = _load_file(path, dtype, config)
-    else:
-        raise BadFile(f"there is no model folder or file {path}")
-    with _reading(path):
-        pipe.to(device, silence_dtype_warnings=True)
-    for lora, weight in loras:
-        _add_lora(pipe, lora, weight)
+    with without_messages(_OF_NO_CONCERN), bars_on_terminals("diffusers", "transformers"):
+        for lora, _ in loras:
+            _check_lora(lora)
+        if path.is_dir():
+            pipe = _load_folder(path, dtype)
+        elif path.is_file():
+            pipe = _load_file(path, dtype, config)
+        else:
+            raise BadFile(f"there is no model folder or file {path}")
+        with _reading(path):
+            pipe.to(device, silence_dtype_warnings=True)
+        for lora, weight in loras:
+            _add_lora(pipe, lora, weight)
     return pipe
 
 
@@ -338,7 +347,10 @@ def _check_safetensors(path: Path) -> None:
 
 def _add_lora(pipe: Any, path: Path, weight: float) -> None:
     """Add a LoRA to the pipeline's weights, leaving its modules as they were."""
-    with _reading(path):
+    with safe_open(path, "pt") as file:
+        names = list(file.keys())
+    has_no_text = all(name.startswith(("unet.", "lora_unet_")) for name in names)
+    with _reading(path), without_messages(_NO_TEXT_LORA if has_no_text else {}):
         pipe.load_lora_weights(str(path), local_files_only=True, use_safetensors=True)
         adapted = list(pipe.get_list_adapters())
         if not adapted:

@@ -17,6 +17,8 @@ import logging
 
 import torch
 
+from ..quiet import quiet_warp, without_driver_warning
+
 _log = logging.getLogger(__name__)
 
 
@@ -54,8 +56,8 @@ def _probe_warp(device: str) -> str:
         import warp as wp
     except ImportError:
         return "the package warp-lang is not installed"
-    wp.config.log_level = max(wp.config.log_level, wp.LOG_WARNING)  # no banner
-    wp.init()
+    with quiet_warp(), without_driver_warning():
+        wp.init()
     devices = [str(known) for known in wp.get_devices()]
     if device not in devices:
         return f"Warp sees only {', '.join(devices)}; a newer driver may help"
@@ -65,7 +67,8 @@ def _probe_warp(device: str) -> str:
         numbers[wp.tid()] = 2.0 * numbers[wp.tid()]
 
     numbers = torch.ones(2, device=device)
-    wp.launch(probe, dim=len(numbers), inputs=[wp.from_torch(numbers)], device=device)
+    with quiet_warp():
+        wp.launch(probe, dim=len(numbers), inputs=[wp.from_torch(numbers)], device=device)
     wp.synchronize_device(device)
     return "" if numbers.tolist() == [2.0, 2.0] else "a small kernel gave wrong numbers"
 

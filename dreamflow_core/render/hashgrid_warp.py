@@ -14,6 +14,7 @@ import torch
 import warp as wp
 from torch import Tensor
 
+from ..quiet import quiet_warp
 from .lattice import PRIMES
 
 
@@ -63,6 +64,7 @@ class _Encode(torch.autograd.Function):
         return None, None, None, *gradients
 
 
+@quiet_warp()
 def _launch(
     kernel,
     vector: type,

@@ -12,6 +12,7 @@ import torch
 import warp as wp
 from torch import Tensor
 
+from ..quiet import quiet_warp
 from .boxes import Boxes, tiles
 
 TILE = 32
@@ -72,6 +73,7 @@ def _draw(
                     wp.atomic_min(buffer, int(view[box]), row, column, key)
 
 
+@quiet_warp()
 def visible(boxes: Boxes, x: Tensor, y: Tensor, views: int) -> Tensor:
     """`raster._visible_torch` for float32 boxes, on a device where `backends.warp_works`."""
     buffer = torch.full((views, len(y), len(x)), _EMPTY, dtype=torch.int64, device=x.device)
