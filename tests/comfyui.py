@@ -2,22 +2,52 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
+import shlex
 import socket
 import subprocess
 import time
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[1]
 START_LIMIT = 300
 """Seconds that a server may take to answer; 20 are usual."""
 
 
+_INSTALLED = """
+import json, sys
+from importlib.metadata import distributions
+json.dump({d.name: d.version for d in distributions()}, sys.stdout)
+"""
+
+
+@functools.cache
+def missing(python: Path, requirements: Path) -> tuple[str, ...]:
+    """Lines of a requirements file that a Python's packages do not meet."""
+    done = subprocess.run([python, "-c", _INSTALLED], stdout=subprocess.PIPE, check=True)
+    installed = {canonicalize_name(name): version for name, version in json.loads(done.stdout).items()}
+    lines = (line.partition("#")[0].strip() for line in requirements.read_text().splitlines())
+
+    def met(wanted: Requirement) -> bool:
+        version = installed.get(canonicalize_name(wanted.name))
+        return version is not None and wanted.specifier.contains(version, prereleases=True)
+
+    return tuple(line for line in lines if line and not met(Requirement(line)))
+
+
 def find() -> tuple[Path, Path]:
-    """ComfyUI's folder and the Python that runs it; skips the test if there is none."""
+    """ComfyUI's folder and the Python that runs it; skips if there is none, or it lacks packages.
+
+    A module of tests calls this where it is collected, so that the reason is given once and not for each of them.
+    They need there what ComfyUI and this pack require, and nothing else.
+    """
+    skip = functools.partial(pytest.skip, allow_module_level=True)
     folders = [
         Path(os.environ.get("COMFYUI_PATH", "")),
         ROOT.parents[1] if ROOT.parent.name == "custom_nodes" else Path(),
@@ -25,11 +55,14 @@ def find() -> tuple[Path, Path]:
     ]
     folder = next((f for f in folders if (f / "comfyui_version.py").is_file()), None)
     if folder is None:
-        pytest.skip("ComfyUI was not found: set COMFYUI_PATH to its folder")
+        skip("ComfyUI was not found: set COMFYUI_PATH to its folder")
     pythons = [Path(os.environ.get("COMFYUI_PYTHON", "")), *(folder.glob("*venv/bin/python"))]
     python = next((p for p in pythons if p.is_file()), None)
     if python is None:
-        pytest.skip(f"the Python of {folder} was not found: set COMFYUI_PYTHON to it")
+        skip(f"the Python of {folder} was not found: set COMFYUI_PYTHON to it")
+    if lacking := missing(python, ROOT / "requirements.txt"):
+        install = shlex.join([str(python), "-m", "pip", "install", *lacking])
+        skip(f"ComfyUI lacks what this pack requires: {install}")
     return folder, python
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import comfyui
 import pytest
 
+COMFYUI, PYTHON = comfyui.find()
 FOLDER = Path(__file__).parent / "comfy"
 CHECKS = [
     node.name
@@ -23,11 +24,10 @@ CHECKS = [
 @pytest.fixture(scope="module")
 def errors(request: pytest.FixtureRequest) -> dict[str, str | None]:
     """What the checks that are asked for found wrong, by name; one process runs them all."""
-    folder, python = comfyui.find()
     wanted = [item.callspec.params["check"] for item in request.session.items if item.module is request.module]
     environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
     done = subprocess.run(
-        [python, FOLDER / "run.py", folder, *wanted], capture_output=True, text=True, env=environment, cwd=folder
+        [PYTHON, FOLDER / "run.py", COMFYUI, *wanted], capture_output=True, text=True, env=environment, cwd=COMFYUI
     )
     found = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"check"')]
     missing = dict.fromkeys(wanted, f"ComfyUI ended before this check was done:\n{done.stderr[-4000:]}")

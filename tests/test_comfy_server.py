@@ -16,7 +16,7 @@ import pytest
 import torch
 import trimesh
 from browser import Browser
-from comfyui import ROOT, Server
+from comfyui import ROOT, Server, find
 from PIL import Image
 from queue_workflow import ComfyUI, Failed, Workflow, saved_files, set_prompt
 from safetensors.torch import save_file
@@ -31,6 +31,7 @@ from dreamflow_core.sampler import heun
 from dreamflow_core.schedule import karras
 
 pytestmark = pytest.mark.slow
+find()
 
 NODE_IDS = {
     "DreamFlowCameras",
