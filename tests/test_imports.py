@@ -16,7 +16,7 @@ FILES = {
 }
 ROOMS = (
     # What is small and knows nothing of the others.
-    {"state", "cameras", "views", "schedule", "guidance", "parameterisation", "lora", "settings", "pictures"},
+    {"state", "job", "cameras", "views", "schedule", "guidance", "parameterisation", "lora", "settings", "pictures"},
     {"prior", "hints", "render", "mesh"},
     {"scenes", "priors", "demo", "sampler"},
     {"apfo"},

@@ -10,9 +10,10 @@ from typing import Any
 
 from torch import Tensor
 
+from ..job import of_file
 from ..pictures import load_picture, save_picture
 from ..pipeline import images
-from ..priors.load import HeadlessPrior, load_prior
+from ..priors.load import HeadlessPrior, job_of, load_prior
 from ..settings.stages import ImageSettings
 from .options import add_model_options, add_output, add_resume, add_settings, read_model, read_settings
 from .run import Run
@@ -37,8 +38,10 @@ def _image(options: argparse.Namespace) -> None:
     prior = load_prior(model)
     size = _size(options, prior, init)
     job = {"model": asdict(model), "size": list(size), "settings": asdict(settings), "init": str(options.init)}
-    run = Run(options.out, job, options.out, options.resume, options.save_every)
-    made = run.optimise("image", partial(images, prior, settings, size, init=init), **job)
+    how = {"states": options.out, "resume": options.resume, "save_every": options.save_every}
+    run = Run(options.out, job, ["image"], **how)
+    files = {"model": job_of(model), "init": str(None) if options.init is None else of_file(options.init)}
+    made = run.optimise("image", partial(images, prior, settings, size, init=init), **{**job, **files})
     for number, picture in enumerate(made):
         save_picture(options.out / f"image-{number}.png", picture)
     run.write_record()

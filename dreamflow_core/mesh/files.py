@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import struct
 from dataclasses import replace
 from pathlib import Path
@@ -139,12 +140,19 @@ def _obj(mesh: Mesh, stem: str) -> dict[str, bytes]:
     text, beside = export_obj(
         surface,
         include_normals=True,
+        digits=_decimals(mesh),
         include_texture=mesh.texture is not None,
         return_texture=True,
         mtl_name=f"{stem}.mtl",
         header="DreamFlow for ComfyUI",
     )
     return {**beside, f"{stem}.obj": text.encode()}
+
+
+def _decimals(mesh: Mesh) -> int:
+    """After the point, so that all float32 positions and UVs are read back to the bit."""
+    values = np.abs(np.concatenate([np.ravel(a) for a in (mesh.vertices, mesh.uvs) if a is not None]))
+    return 8 - math.floor(math.log10(values[values > 0].min(initial=1)))
 
 
 def _ply(mesh: Mesh, stem: str) -> dict[str, bytes]:
