@@ -42,7 +42,7 @@ def reading(path: Path) -> Iterator[None]:
         raise BadFile(f"there is no file {error.filename or path}") from error
     except Exception as error:
         reason = shorten(str(error), 300) or type(error).__name__
-        raise BadFile(f"{path} cannot be read: {reason}") from error
+        raise BadFile(f"{path} cannot be loaded: {reason}") from error
 
 
 def make_generator(seed: int, purpose: str) -> torch.Generator:

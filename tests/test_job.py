@@ -154,8 +154,8 @@ def test_a_new_run_removes_its_own_state_alone(tmp_path: Path):
     others = ("nerf-state.safetensors", "my-state.safetensors")
     save_state(tmp_path / others[0], {"job": {}})
     (tmp_path / others[1]).write_bytes(b"of the user")
-    assert command("image", "a red cube", "--out", tmp_path, *FEW) == (0, "")
-    assert command("image", "a blue cube", "--out", tmp_path, *FEW) == (0, "")
+    assert command("image", "a red cube", "--out", tmp_path, *FEW)[0] == 0
+    assert command("image", "a blue cube", "--out", tmp_path, *FEW)[0] == 0
     assert all((tmp_path / name).exists() for name in others)
     own = tmp_path / "image-state.safetensors"
     own.write_bytes(b"of the user")
@@ -178,13 +178,13 @@ def test_a_run_goes_on_with_moved_files_and_refuses_replaced_ones(tmp_path: Path
 
     assert resume(model)[0] == 0
     moved = shutil.move(model, tmp_path / "moved")
-    assert resume(moved) == (0, "")
+    assert resume(moved)[0] == 0
     status, complaint = resume(moved, 0.7)
     assert status == 2 and "differs in model.loras.weight" in complaint
     weights = load_file(lora)
     save_file({name: value * 2 for name, value in weights.items()}, lora)
     status, complaint = resume(moved)
-    assert status == 2 and complaint.count("\n") == 1 and f"the contents of {lora}" in complaint
+    assert status == 2 and f"the contents of {lora}" in complaint.splitlines()[-1]
     save_file(weights, lora)
     assert resume(moved)[0] == 0
     Image.new("RGB", (64, 64), (200, 31, 30)).save(picture)

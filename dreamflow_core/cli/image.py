@@ -18,6 +18,8 @@ from ..settings.stages import ImageSettings
 from .options import add_model_options, add_output, add_resume, add_settings, read_model, read_settings
 from .run import Run
 
+_INIT = "start from this picture, seen on white, instead of noise; lower --start with it"
+
 
 def add_commands(commands: Any) -> None:
     parser = commands.add_parser("image", help="text to image, or image to image", description=_image.__doc__)
@@ -27,7 +29,7 @@ def add_commands(commands: Any) -> None:
     add_model_options(parser)
     add = parser.add_argument
     add("--size", metavar="WxH", help="in pixels; by default the model's own, or that of --init")
-    add("--init", type=Path, metavar="PICTURE", help="start from this picture instead of noise; lower --start with it")
+    add("--init", type=Path, metavar="PICTURE", help=_INIT)
     add_settings(parser, ImageSettings())
 
 
