@@ -10,6 +10,7 @@ for each level sigma_i of the schedule, `iterations` times:
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -21,12 +22,13 @@ import torch
 from torch import Tensor
 
 from .guidance import Guidance
+from .job import differences
 from .lora import LoRA
 from .prior import Prior, Session
 from .scenes.scene import Scene
 from .schedule import Schedule
 from .settings.stages import PhiSettings
-from .state import BadFile, load_state, make_generator, save_state
+from .state import BadFile, load_state, make_generator, reading, save_state
 
 
 class Cancelled(Exception):
@@ -68,8 +70,10 @@ class Checkpoint:
 
     Attributes:
         path: safetensors file.
-        job: what the run is (prompt, model...), JSON values; a checkpoint of another job is refused.
-        every: seconds between saves; a run also saves when it is cancelled and when it ends.
+        job: what the run is (prompt, model...), JSON values; a checkpoint of another job is refused. Files stand
+            in it as `job.of_file` makes them.
+        every: seconds between saves; a run also saves when it is cancelled and when it ends. A save that fails is
+            a warning: the run goes on, and the last good state stays.
         resume: continue from `path` if it is there.
     """
 
@@ -319,24 +323,30 @@ class _Store:
         self.loop, self.checkpoint = loop, checkpoint
         # As it will be read back: JSON has no tuples.
         self.job = json.loads(json.dumps({**checkpoint.job, **job}))
-        self.saved_at = time.monotonic()
+        self.saved_at, self.warned = time.monotonic(), False
         if checkpoint.resume and checkpoint.path.exists():
             self._resume()
 
     def _resume(self) -> None:
         path = self.checkpoint.path
         state = load_state(path)
-        if "job" not in state:
+        if not isinstance(state.get("job"), dict):
             raise BadFile(f"{path} is not a checkpoint of an optimisation")
-        changed = [name for name, value in self.job.items() if state["job"].get(name) != value]
-        if changed:
+        if changed := dict.fromkeys(differences(state["job"], self.job)):
             raise BadFile(f"{path} is of another run: it differs in {', '.join(changed)}")
-        self.loop.load_state_dict(state["loop"])
+        with reading(path):
+            self.loop.load_state_dict(state["loop"])
 
     def save_if_due(self) -> None:
         if time.monotonic() - self.saved_at >= self.checkpoint.every:
             self.save()
 
     def save(self) -> None:
-        save_state(self.checkpoint.path, {"job": self.job, "loop": self.loop.state_dict()})
+        try:
+            save_state(self.checkpoint.path, {"job": self.job, "loop": self.loop.state_dict()})
+        except OSError as error:
+            if not self.warned:
+                reason = error.strerror or error
+                logging.warning("the run goes on, but %s cannot be written: %s", self.checkpoint.path, reason)
+            self.warned = True
         self.saved_at = time.monotonic()

@@ -3,30 +3,69 @@
 from __future__ import annotations
 
 import io
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from .state import BadFile, write_bytes
+from .state import BadFile, reading, write_bytes
+
+_SIXTEEN_BITS = ("PNG", "PPM")
+"""Formats whose grey of mode "I" has 16 bits."""
 
 
 def load_picture(path: Path) -> Tensor:
-    """A picture file as (3, H, W) in [0, 1], without its transparency.
+    """A picture file as (3, H, W) in [0, 1], as viewers show it on white; of an animation the first picture.
 
     Raises:
-        BadFile: the file is missing or is not a picture.
+        BadFile: the file is missing, cut, too large or not a picture, or its pixels have no known range.
     """
-    try:
-        with Image.open(path) as picture:
-            values = np.asarray(picture.convert("RGB"))
-    except FileNotFoundError as error:
-        raise BadFile(f"there is no picture {path}") from error
-    except UnidentifiedImageError as error:
-        raise BadFile(f"{path} is not a picture that can be read") from error
-    return torch.from_numpy(values.copy()).permute(2, 0, 1).float() / 255
+    if not path.exists():
+        raise BadFile(f"there is no picture {path}")
+    with reading_picture(path), Image.open(path) as picture:
+        return torch.from_numpy(to_colours(picture, background=1.0)).permute(2, 0, 1)
+
+
+@contextmanager
+def reading_picture(path: Path) -> Iterator[None]:
+    """`reading`, in which a picture that Pillow only warns of as too large is refused, too."""
+    with reading(path), warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        try:
+            yield
+        except UnidentifiedImageError as error:
+            raise BadFile(f"{path} is not a picture that can be read") from error
+
+
+def to_colours(picture: Image.Image, background: float | None = None) -> np.ndarray:
+    """A picture's colours (H, W, 3) in [0, 1], float32, turned as its EXIF tag says.
+
+    Args:
+        background: grey in [0, 1] behind transparent parts; None leaves transparency out.
+
+    Raises:
+        ValueError: its pixels have no known range, as those of float pictures.
+    """
+    sixteen_bits = picture.mode.startswith("I;16") or (picture.mode == "I" and picture.format in _SIXTEEN_BITS)
+    picture = ImageOps.exif_transpose(picture)
+    if sixteen_bits:
+        # Pillow would clip them to 255.
+        grey = np.asarray(picture).astype(np.float32) / 65535
+        clear = picture.info.get("transparency")
+        if clear is not None and background is not None:
+            grey[grey == np.float32(clear) / 65535] = background
+        return np.repeat(grey[:, :, None], 3, axis=2)
+    if picture.mode in ("I", "F"):
+        raise ValueError(f"its pixels (mode {picture.mode}) have no known range: save it with 8 or 16 bits")
+    if background is None or not picture.has_transparency_data:
+        return np.asarray(picture.convert("RGB"), np.float32) / 255
+    values = np.asarray(picture.convert("RGBA"), np.float32) / 255
+    return values[..., :3] * values[..., 3:] + background * (1 - values[..., 3:])
 
 
 def save_picture(path: Path, image: Tensor) -> None:

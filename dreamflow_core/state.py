@@ -12,10 +12,11 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
@@ -25,6 +26,23 @@ _FORMAT = "dreamflow-state"
 
 class BadFile(ValueError):
     """A file is not what it should be; the message says which file and why."""
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Inside, whatever a library raises while it reads `path` becomes a BadFile: one line with that name.
+
+    Parsers meet foreign bytes with every kind of exception. A GPU that is full is no fault of the file.
+    """
+    try:
+        yield
+    except (BadFile, torch.OutOfMemoryError):
+        raise
+    except FileNotFoundError as error:
+        raise BadFile(f"there is no file {error.filename or path}") from error
+    except Exception as error:
+        reason = shorten(str(error), 300) or type(error).__name__
+        raise BadFile(f"{path} cannot be loaded: {reason}") from error
 
 
 def make_generator(seed: int, purpose: str) -> torch.Generator:
@@ -61,6 +79,15 @@ def load_state(path: Path) -> dict[str, Any]:
         return _unpack(json.loads(metadata["tree"]), file)
 
 
+def is_state(path: Path) -> bool:
+    """Whether the file is one that `save_state` wrote."""
+    try:
+        with open_tensors(path, _FORMAT, "a saved state of DreamFlow"):
+            return True
+    except BadFile:
+        return False
+
+
 @contextmanager
 def open_tensors(path: Path, format_: str, kind: str) -> Iterator[tuple[Any, dict[str, str]]]:
     """An open safetensors file and its metadata, whose "format" has to be `format_`.
@@ -70,14 +97,11 @@ def open_tensors(path: Path, format_: str, kind: str) -> Iterator[tuple[Any, dic
     """
     if not path.is_file():
         raise BadFile(f"there is no file {path}; it should be {kind}")
-    try:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-            if metadata.get("format") != format_:
-                raise BadFile(f"{path} is not {kind}")
-            yield file, metadata
-    except SafetensorError as error:
-        raise BadFile(f"{path} is broken: {error}") from error
+    with reading(path), safe_open(path, "pt") as file:
+        metadata = file.metadata() or {}
+        if metadata.get("format") != format_:
+            raise BadFile(f"{path} is not {kind}")
+        yield file, metadata
 
 
 def _pack(value: Any, tensors: dict[str, Tensor]) -> Any:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -103,7 +105,7 @@ class DreamFlowNeRFOptimize(io.ComfyNode):
             prior, schedule, seed = _prior(size=resolution, views=stage.views, **flow)
             work = partial(optimise_nerf, prior, schedule, stage, seed=seed, start=nerf)
             field = run(cls, work, asdict(stage), save_every)
-            return io.NodeOutput(field, _preview(field.view, resolution, stage.views))
+            return io.NodeOutput(field, _preview(lambda: field.view, resolution, stage.views))
 
 
 class DreamFlowMeshExtract(io.ComfyNode):
@@ -173,7 +175,7 @@ class DreamFlowMeshTune(io.ComfyNode):
             work = partial(optimise_mesh, prior, schedule, given, stage, seed=seed)
             made = run(cls, work, asdict(stage), save_every)
             result = meshes.changed(mesh, given, made, moved="vertices" in settings.rates())
-            return io.NodeOutput(result, _preview(meshes.look(made), resolution, stage.views))
+            return io.NodeOutput(result, _preview(lambda: meshes.look(made), resolution, stage.views))
 
 
 class DreamFlowMeshRefine(DreamFlowMeshTune):
@@ -278,8 +280,13 @@ def _prior(
     return prior, schedule, seed
 
 
-def _preview(look: Look, size: int, views: ViewRange) -> Tensor:
-    """IMAGE (B, H, W, 3) of the scene from all around, on white."""
+def _preview(look: Callable[[], Look], size: int, views: ViewRange) -> Tensor:
+    """IMAGE (B, H, W, 3) of the scene from all around, on white; all white where it cannot be drawn."""
     (radius, _), (fov, _) = views.radius, views.fov
     settings = replace(TurntableSettings(), views=PREVIEW_VIEWS, size=size, radius=radius, fov=fov)
-    return turntable(look, settings).on((1.0, 1.0, 1.0)).movedim(1, -1).cpu()
+    try:
+        return turntable(look(), settings).on((1.0, 1.0, 1.0)).movedim(1, -1).cpu()
+    except Exception as error:
+        # The stage's result is worth more than pictures of it.
+        logging.warning("DreamFlow cannot draw the preview: %s", error)
+        return torch.ones(PREVIEW_VIEWS, size, size, 3)

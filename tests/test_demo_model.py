@@ -127,7 +127,7 @@ def test_bad_model_files_are_named(tmp_path: Path):
     with pytest.raises(BadFile, match=r"no file .*gone"):
         load_model(tmp_path / "gone")
     (tmp_path / "bad").write_bytes(b"0123456789")
-    with pytest.raises(BadFile, match="bad is broken"):
+    with pytest.raises(BadFile, match="bad cannot be loaded"):
         load_model(tmp_path / "bad")
     save_state(tmp_path / "foreign", {"weights": torch.ones(1)})
     with pytest.raises(BadFile, match="is not a demo model"):

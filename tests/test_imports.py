@@ -16,7 +16,8 @@ FILES = {
 }
 ROOMS = (
     # What is small and knows nothing of the others.
-    {"state", "cameras", "views", "schedule", "guidance", "parameterisation", "lora", "settings", "pictures", "quiet"},
+    {"state", "job", "cameras", "views", "schedule", "guidance", "parameterisation", "lora"},
+    {"settings", "pictures", "quiet"},
     {"prior", "hints", "render", "mesh"},
     {"scenes", "priors", "demo", "sampler"},
     {"apfo"},

@@ -128,13 +128,13 @@ def test_what_is_not_a_field_file_is_refused(tmp_path: Path, field: NeRFScene):
     with pytest.raises(BadFile, match="no file"):
         load_field(path)
     path.write_bytes(b"nonsense")
-    with pytest.raises(BadFile, match="broken"):
+    with pytest.raises(BadFile, match="cannot be loaded"):
         load_field(path)
     save_state(path, {"step": 1})
     with pytest.raises(BadFile, match="not a radiance field"):
         load_field(path)
     save_state(path, {"field": {"settings": {"grid": {}, "magic": 1}, "scene": {}}})
-    with pytest.raises(BadFile, match=r"of this version.*magic"):
+    with pytest.raises(BadFile, match="magic"):
         load_field(path)
     other = NeRFScene(replace(FIELD, hidden=8), seed=0)
     other.field.colour_head.out.bias.data.fill_(float("nan"))

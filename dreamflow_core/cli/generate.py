@@ -11,13 +11,13 @@ from typing import Any
 from ..generate import generate
 from ..mesh.files import save_mesh
 from ..mesh.mesh import Mesh
-from ..priors.load import HeadlessPrior, PriorSettings, load_prior
+from ..priors.load import HeadlessPrior, PriorSettings, job_of, load_prior
 from ..scenes.mesh import look_at
 from ..scenes.nerf import NeRFScene, save_field
 from ..settings.presets import OPTIMISED, PRESETS
 from .options import add_model_options, add_output, add_resume, add_settings, read_model, read_settings
 from .run import Run
-from .show import save_preview, save_turntable
+from .show import save_preview, save_turntable, warned
 
 
 def add_commands(commands: Any) -> None:
@@ -48,13 +48,15 @@ def _generate(options: argparse.Namespace) -> None:
     for name, prior in priors.items():
         if not hasattr(options, f"{name}_size"):
             plan = replace(plan, **{name: getattr(plan, name).at(min(prior.default_size))})
+    files = {name: job_of(model) for name, model in models.items()}
     job = {"models": {name: asdict(model) for name, model in models.items()}, "plan": asdict(plan)}
     stages = options.out / "stages"
-    run = Run(options.out, {**job, "seed": options.seed}, stages, options.resume, options.save_every)
+    how = {"states": stages, "resume": options.resume, "save_every": options.save_every}
+    run = Run(options.out, {**job, "seed": options.seed}, models, **how)
 
     def run_stage(name: str, function: Callable[..., Any]) -> Any:
         if name in models:
-            job = {"model": asdict(models[name]), "settings": asdict(getattr(plan, name))}
+            job = {"model": files[name], "settings": asdict(getattr(plan, name))}
             made = run.optimise(name, function, **job)
         else:
             made = run.timed(name, function)
@@ -63,10 +65,10 @@ def _generate(options: argparse.Namespace) -> None:
         return made
 
     mesh = generate(plan, priors, seed=options.seed, run=run_stage)
-    save_turntable(options.out, look_at(mesh), plan.turntable)
-    # The mesh comes last: where it is, everything is.
     save_mesh(options.out / "mesh.glb", mesh)
     print(f"wrote {options.out / 'mesh.glb'}")
+    with warned(f"a turntable in {options.out}"):
+        save_turntable(options.out, look_at(mesh), plan.turntable)
 
 
 def _models(options: argparse.Namespace) -> dict[str, PriorSettings]:
@@ -95,7 +97,8 @@ def _keep(made: NeRFScene | Mesh, folder: Path, name: str) -> None:
     """Write what a stage made, and a picture of it."""
     if isinstance(made, NeRFScene):
         save_field(folder / f"{name}.safetensors", made)
-        save_preview(folder / f"{name}.png", made.view)
     else:
         save_mesh(folder / f"{name}.glb", made)
-        save_preview(folder / f"{name}.png", look_at(made))
+    picture = folder / f"{name}.png"
+    with warned(picture):
+        save_preview(picture, made.view if isinstance(made, NeRFScene) else look_at(made))

@@ -10,12 +10,15 @@ from typing import Any
 
 from torch import Tensor
 
+from ..job import of_file
 from ..pictures import load_picture, save_picture
 from ..pipeline import images
-from ..priors.load import HeadlessPrior, load_prior
+from ..priors.load import HeadlessPrior, job_of, load_prior
 from ..settings.stages import ImageSettings
 from .options import add_model_options, add_output, add_resume, add_settings, read_model, read_settings
 from .run import Run
+
+_INIT = "start from this picture, seen on white, instead of noise; lower --start with it"
 
 
 def add_commands(commands: Any) -> None:
@@ -26,7 +29,7 @@ def add_commands(commands: Any) -> None:
     add_model_options(parser)
     add = parser.add_argument
     add("--size", metavar="WxH", help="in pixels; by default the model's own, or that of --init")
-    add("--init", type=Path, metavar="PICTURE", help="start from this picture instead of noise; lower --start with it")
+    add("--init", type=Path, metavar="PICTURE", help=_INIT)
     add_settings(parser, ImageSettings())
 
 
@@ -37,8 +40,10 @@ def _image(options: argparse.Namespace) -> None:
     prior = load_prior(model)
     size = _size(options, prior, init)
     job = {"model": asdict(model), "size": list(size), "settings": asdict(settings), "init": str(options.init)}
-    run = Run(options.out, job, options.out, options.resume, options.save_every)
-    made = run.optimise("image", partial(images, prior, settings, size, init=init), **job)
+    how = {"states": options.out, "resume": options.resume, "save_every": options.save_every}
+    run = Run(options.out, job, ["image"], **how)
+    files = {"model": job_of(model), "init": str(None) if options.init is None else of_file(options.init)}
+    made = run.optimise("image", partial(images, prior, settings, size, init=init), **{**job, **files})
     for number, picture in enumerate(made):
         save_picture(options.out / f"image-{number}.png", picture)
     run.write_record()

@@ -8,7 +8,7 @@ import platform
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -18,7 +18,7 @@ import torch
 from tqdm import tqdm
 
 from ..apfo import Checkpoint, Progress
-from ..state import write_bytes
+from ..state import BadFile, is_state, reading, write_bytes
 
 R = TypeVar("R")
 
@@ -34,15 +34,25 @@ class Run:
     Args:
         folder: where the record goes.
         job: what is run, JSON values.
+        stages: names of those that it optimises.
         states: folder of the saved states.
-        resume: continue from the saved states; they are removed otherwise.
+        resume: continue from the saved states of its stages; they are removed otherwise.
         save_every: seconds between saves.
 
     Raises:
-        ValueError: the folder cannot be written to.
+        ValueError: the folder cannot be written to, or a file that is no saved state has the name of one.
     """
 
-    def __init__(self, folder: Path, job: dict[str, Any], states: Path, resume: bool, save_every: float):
+    def __init__(
+        self,
+        folder: Path,
+        job: dict[str, Any],
+        stages: Iterable[str],
+        *,
+        states: Path,
+        resume: bool,
+        save_every: float,
+    ):
         check_folder(folder)
         self.folder, self.job, self.states, self.resume, self.save_every = folder, job, states, resume, save_every
         self.seconds: dict[str, dict[str, float]] = {}
@@ -50,8 +60,8 @@ class Run:
             # Those of stages that are finished; the others take over theirs from their saved states.
             self.seconds = _recorded_seconds(folder / _RECORD)
         else:
-            for state in states.glob("*" + _STATE):
-                state.unlink()
+            for stage in stages:
+                _remove_state(states / (stage + _STATE))
 
     def optimise(self, name: str, function: Callable[..., R], **job: Any) -> R:
         """Call a function that takes `on_progress`, `cancelled` and `checkpoint`.
@@ -83,8 +93,22 @@ class Run:
         write_bytes(self.folder / _RECORD, data.encode())
 
 
+def _remove_state(path: Path) -> None:
+    """Remove what an earlier run saved."""
+    if path.exists():
+        if not is_state(path):
+            raise BadFile(f"{path} is not a saved state of DreamFlow, whose name it has: move it away")
+        path.unlink()
+
+
 def _recorded_seconds(path: Path) -> dict[str, dict[str, float]]:
-    return json.loads(path.read_text())["seconds"] if path.exists() else {}
+    if not path.exists():
+        return {}
+    with reading(path):
+        record = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(record, dict) or not isinstance(record.get("seconds"), dict):
+        raise BadFile(f"{path} is not the record of a run: move it away")
+    return record["seconds"]
 
 
 def check_folder(folder: Path) -> None:

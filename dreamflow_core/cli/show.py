@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from ..pictures import contact_sheet, save_animation, save_picture
@@ -11,6 +14,15 @@ from ..settings.stages import TurntableSettings
 
 BACKGROUND = (1.0, 1.0, 1.0)
 _PREVIEW = TurntableSettings(views=8, size=128)
+
+
+@contextmanager
+def warned(pictures: Path | str) -> Iterator[None]:
+    """Inside, what fails costs a warning: the result that is drawn has been written, and is worth more."""
+    try:
+        yield
+    except Exception as error:
+        logging.warning("%s cannot be drawn: %s", pictures, " ".join(str(error).split()) or type(error).__name__)
 
 
 def save_preview(path: Path, look: Look) -> None:

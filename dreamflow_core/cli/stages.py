@@ -9,19 +9,20 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ..job import of_file
 from ..mesh.files import SUFFIXES, load_mesh, save_mesh
 from ..mesh.mesh import Mesh
 from ..mesh.prepare import framed
 from ..pipeline import extract_mesh, optimise_mesh, optimise_nerf
 from ..prior import Look
-from ..priors.load import HeadlessPrior, load_prior
+from ..priors.load import HeadlessPrior, job_of, load_prior
 from ..scenes.mesh import look_at
-from ..scenes.nerf import load_field, save_field
+from ..scenes.nerf import NeRFScene, load_field, save_field
 from ..settings.presets import PRESETS, Planned
 from ..settings.stages import ExtractSettings, TurntableSettings
 from .options import add_model_options, add_output, add_resume, add_settings, read_model, read_settings
 from .run import Run, check_folder
-from .show import save_preview, save_turntable
+from .show import save_preview, save_turntable, warned
 
 
 def add_commands(commands: Any) -> None:
@@ -66,22 +67,26 @@ def _add_format(parser: argparse.ArgumentParser) -> None:
 def _nerf(options: argparse.Namespace) -> None:
     """Text to a radiance field: nerf.safetensors and nerf.png."""
     start = None if options.field is None else load_field(options.field)
-    prior, planned, run = _prepare(options)
+    prior, planned, run, job = _prepare(options)
     optimise = partial(
         optimise_nerf, prior, planned.schedule.build(prior.sigma_at), planned.stage, seed=options.seed, start=start
     )
-    field = run.optimise("nerf", optimise, **run.job)
+    if options.field is not None:
+        job["from"] = of_file(options.field)
+    field = run.optimise("nerf", optimise, **job)
     save_field(options.out / "nerf.safetensors", field)
-    save_preview(options.out / "nerf.png", field.view)
-    run.write_record()
     print(f"wrote {options.out / 'nerf.safetensors'}")
+    run.write_record()
+    _draw(options, field)
 
 
 def _extract(options: argparse.Namespace) -> None:
     """A radiance field to a textured mesh: its file and extract.png."""
     check_folder(options.out)
     field = load_field(options.field)
-    _write_mesh(options, extract_mesh(field, read_settings(options, ExtractSettings())))
+    mesh = extract_mesh(field, read_settings(options, ExtractSettings()))
+    _write_mesh(options, mesh)
+    _draw(options, mesh)
 
 
 def _optimise_mesh(options: argparse.Namespace) -> None:
@@ -90,41 +95,47 @@ def _optimise_mesh(options: argparse.Namespace) -> None:
     The mesh may have any size and place, and needs no texture.
     """
     mesh = load_mesh(options.mesh)
-    prior, planned, run = _prepare(options)
+    prior, planned, run, job = _prepare(options)
     schedule = planned.schedule.build(prior.sigma_at)
     optimise = partial(optimise_mesh, prior, schedule, mesh, planned.stage, seed=options.seed)
-    changed = run.optimise(options.stage, optimise, **run.job)
-    run.write_record()
+    changed = run.optimise(options.stage, optimise, **job, input=of_file(options.mesh))
     _write_mesh(options, changed)
+    run.write_record()
+    _draw(options, changed)
 
 
-def _prepare(options: argparse.Namespace) -> tuple[HeadlessPrior, Planned[Any], Run]:
-    """The model, the settings and the run of a stage."""
+def _prepare(options: argparse.Namespace) -> tuple[HeadlessPrior, Planned[Any], Run, dict[str, Any]]:
+    """The model, the settings and the run of a stage, and by what its saved state is known."""
     model = read_model(options)
     planned = read_settings(options, getattr(PRESETS[options.preset], options.stage))
     prior = load_prior(model)
     if not hasattr(options, "size"):
         planned = planned.at(min(prior.default_size))
     job = {"model": asdict(model), "settings": asdict(planned), "seed": options.seed}
-    return prior, planned, Run(options.out, job, options.out, options.resume, options.save_every)
+    how = {"states": options.out, "resume": options.resume, "save_every": options.save_every}
+    return prior, planned, Run(options.out, job, [options.stage], **how), {**job, "model": job_of(model)}
 
 
 def _write_mesh(options: argparse.Namespace, mesh: Mesh) -> None:
-    save_preview(options.out / f"{options.stage}.png", look_at(mesh))
     path = options.out / f"mesh.{options.format}"
     save_mesh(path, mesh)
     print(f"wrote {path}")
 
 
+def _draw(options: argparse.Namespace, made: NeRFScene | Mesh) -> None:
+    path = options.out / f"{options.stage}.png"
+    with warned(path):
+        save_preview(path, _look(made))
+
+
 def _render(options: argparse.Namespace) -> None:
     """Pictures from all around: turntable.png and turntable.gif."""
     check_folder(options.out)
-    save_turntable(options.out, _look(options.input), read_settings(options, TurntableSettings()))
+    made = load_field(options.input) if options.input.suffix == ".safetensors" else load_mesh(options.input)
+    save_turntable(options.out, _look(made), read_settings(options, TurntableSettings()))
     print(f"wrote {options.out / 'turntable.png'} and {options.out / 'turntable.gif'}")
 
 
-def _look(path: Path) -> Look:
-    if path.suffix == ".safetensors":
-        return load_field(path).view
-    mesh, _ = framed(load_mesh(path))
-    return look_at(mesh)
+def _look(made: NeRFScene | Mesh) -> Look:
+    """What cameras see of a field, or of a mesh moved to where they see it."""
+    return made.view if isinstance(made, NeRFScene) else look_at(framed(made)[0])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import struct
 from dataclasses import replace
 from pathlib import Path
@@ -22,10 +23,11 @@ from trimesh.exchange.obj import export_obj
 from trimesh.exchange.ply import export_ply
 from trimesh.visual.material import PBRMaterial
 
+from ..pictures import reading_picture, to_colours
 from ..state import BadFile, write_bytes
 from . import topology
 from .bake import sample_texture
-from .mesh import BadMesh, Floats, Mesh
+from .mesh import Floats, Mesh
 from .normal_map import vertex_tangents
 
 SUFFIXES = (".glb", ".obj", ".ply")
@@ -65,20 +67,13 @@ def load_mesh(path: Path) -> Mesh:
     suffix = _suffix(path)
     if not path.is_file():
         raise BadFile(f"there is no file {path}")
-    try:
+    with reading_picture(path):
         read = _one_mesh(trimesh.load_scene(path, process=False))
-    # Parsers meet foreign bytes with every kind of exception.
-    except Exception as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise BadFile(f"{path} is broken: {reason}") from error
-    if read is None:
-        raise BadFile(f"{path} holds no triangles")
-    try:
+        if read is None:
+            raise BadFile(f"{path} holds no triangles")
         attributes = _attributes(read.visual, linear=suffix == ".glb")
         unlit = suffix == ".glb" and _UNLIT in _glb_header(path.read_bytes()).get("extensionsUsed", [])
         return Mesh(read.vertices, read.faces, **attributes, unlit=unlit)
-    except BadMesh as error:
-        raise BadFile(f"{path} cannot be used: {error}") from error
 
 
 def to_linear(colours: Floats) -> Floats:
@@ -139,12 +134,19 @@ def _obj(mesh: Mesh, stem: str) -> dict[str, bytes]:
     text, beside = export_obj(
         surface,
         include_normals=True,
+        digits=_decimals(mesh),
         include_texture=mesh.texture is not None,
         return_texture=True,
         mtl_name=f"{stem}.mtl",
         header="DreamFlow for ComfyUI",
     )
     return {**beside, f"{stem}.obj": text.encode()}
+
+
+def _decimals(mesh: Mesh) -> int:
+    """After the point, so that all float32 positions and UVs are read back to the bit."""
+    values = np.abs(np.concatenate([np.ravel(a) for a in (mesh.vertices, mesh.uvs) if a is not None]))
+    return 8 - math.floor(math.log10(values[values > 0].min(initial=1)))
 
 
 def _ply(mesh: Mesh, stem: str) -> dict[str, bytes]:
@@ -202,7 +204,7 @@ def _attributes(visual: Any, linear: bool) -> dict[str, Floats]:
         attributes["uvs"] = np.stack([visual.uv[:, 0], 1 - visual.uv[:, 1]], axis=-1)
         for name, image in images.items():
             if image is not None:
-                attributes[name] = np.asarray(image.convert("RGB"), np.float32) / 255
+                attributes[name] = to_colours(image)
     if "color" in visual.vertex_attributes:
         attributes |= _colours(visual.vertex_attributes["color"], linear)
     return attributes

@@ -54,18 +54,35 @@ def _enlarged(texture: np.ndarray, size: int) -> np.ndarray:
 def framed(mesh: Mesh) -> tuple[Mesh, Callable[[Mesh], Mesh]]:
     """The mesh where cameras see it, and the way back to its own place for what became of it.
 
-    A mesh that lies in the unit sphere and is not tiny stays as it is.
+    A mesh that lies in the unit sphere and is not tiny stays where it is. Only vertices that faces use count. The way
+    back leaves every vertex that did not move as it was, to the bit.
 
     Raises:
         BadMesh: the mesh has no extent.
     """
-    reach = np.linalg.norm(mesh.vertices, axis=1).max()
-    if _LEAST_REACH <= reach <= 1:
-        return mesh, lambda changed: changed
-    centre = (mesh.vertices.min(axis=0) + mesh.vertices.max(axis=0)) / 2
-    size = float(np.linalg.norm(mesh.vertices - centre, axis=1).max())
+    used = np.unique(mesh.faces)
+    # Far from the origin, single precision would lose more than the vertices have lost already.
+    places = mesh.vertices[used].astype(np.float64)
+    centre, scale = _frame(places)
+    vertices = np.zeros_like(mesh.vertices)
+    vertices[used] = (places - centre) * scale
+    placed = replace(mesh, vertices=vertices)
+
+    def back(changed: Mesh) -> Mesh:
+        moved = used[(changed.vertices[used] != placed.vertices[used]).any(axis=1)]
+        vertices = mesh.vertices.copy()
+        vertices[moved] = changed.vertices[moved].astype(np.float64) / scale + centre
+        return replace(changed, vertices=vertices)
+
+    return placed, back
+
+
+def _frame(places: np.ndarray) -> tuple[np.ndarray, float]:
+    """The point that goes to the origin, and the scale after that."""
+    if _LEAST_REACH <= np.linalg.norm(places, axis=1).max() <= 1:
+        return np.zeros(3), 1.0
+    centre = (places.min(axis=0) + places.max(axis=0)) / 2
+    size = float(np.linalg.norm(places - centre, axis=1).max())
     if size == 0:
         raise BadMesh("all vertices of the mesh lie at one point")
-    scale = _REACH / size
-    moved = replace(mesh, vertices=(mesh.vertices - centre) * scale)
-    return moved, lambda changed: replace(changed, vertices=changed.vertices / scale + centre)
+    return centre, _REACH / size

@@ -38,15 +38,17 @@ def unwrap(mesh: Mesh, size: int, padding: int = 2) -> tuple[Mesh, Ints]:
     """
     check_texture_size(size)
     gap = math.ceil(padding * _OVERSIZE)
-    pieces = _pieces(mesh.vertices[mesh.faces].mean(axis=1))
-    # xatlas leaves out faces of less than a fixed area, so they are made about 1 large.
-    areas = topology.face_areas(mesh.vertices, mesh.faces)
-    positions = mesh.vertices / np.float32(np.sqrt(max(areas.mean(), np.finfo(np.float32).tiny)))
+    positions = mesh.vertices.astype(np.float64)
+    pieces = _pieces(positions[mesh.faces].mean(axis=1))
+    # xatlas leaves out faces of less than a fixed area, and those far from the origin: they are made about 1 large,
+    # each piece around it.
+    unit = np.sqrt(topology.face_areas(mesh.vertices, mesh.faces).mean()) or 1.0
     atlas = xatlas.Atlas()
     used = []
     for piece in pieces:
         vertices, faces = np.unique(mesh.faces[piece], return_inverse=True)
-        atlas.add_mesh(positions[vertices], faces.reshape(-1, 3).astype(np.uint32))
+        places = (positions[vertices] - positions[vertices].mean(axis=0)) / unit
+        atlas.add_mesh(places.astype(np.float32), faces.reshape(-1, 3).astype(np.uint32))
         used.append(vertices)
     packing = xatlas.PackOptions()
     # Without texels per unit it chooses a scale at which one atlas is enough.

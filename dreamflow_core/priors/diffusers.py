@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from textwrap import shorten
 from typing import Any
 
 import torch
@@ -22,7 +21,7 @@ from ..cameras import VIEW_WORDING, Cameras
 from ..parameterisation import Parameterisation, eps, v
 from ..prior import Look, Session, T, guide
 from ..quiet import bars_on_terminals, without_messages
-from ..state import BadFile
+from ..state import BadFile, reading
 
 _PIPELINES = (
     "StableDiffusionPipeline",
@@ -381,14 +380,10 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 @contextmanager
 def _reading(path: Path) -> Iterator[None]:
-    """Turn whatever diffusers, transformers, peft or safetensors raise about `path` into one line."""
-    try:
-        yield
-    except BadFile:
-        raise
-    except NotImplementedError as error:
-        # What torch raises where a weight was in no file: diffusers leaves such weights without data.
-        raise BadFile(f"{path} is incomplete: it lacks weights of its model") from error
-    except Exception as error:
-        reason = shorten(str(error), 300) or type(error).__name__
-        raise BadFile(f"{path} cannot be loaded: {reason}") from error
+    """`state.reading` for what diffusers, transformers and peft raise."""
+    with reading(path):
+        try:
+            yield
+        except NotImplementedError as error:
+            # What torch raises where a weight was in no file: diffusers leaves such weights without data.
+            raise BadFile(f"{path} is incomplete: it lacks weights of its model") from error

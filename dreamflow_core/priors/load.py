@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
 from ..demo.model import MODELS, load_model
+from ..job import of_file
 from ..prior import Prior, Session
 from .demo import DemoPrior
 
@@ -49,6 +50,21 @@ class PriorSettings:
     dtype: str = "fp32"
     config: str | None = None
     save_memory: bool = False
+
+
+def job_of(settings: PriorSettings) -> dict[str, Any]:
+    """The settings in a run's job: files stand for their contents.
+
+    Raises:
+        BadFile: a file cannot be read.
+    """
+    if settings.model in MODELS:
+        return asdict(settings)
+    loras = [of_file(file, text, weight=weight) for text in settings.loras for file, weight in [_lora(text)]]
+    files = {"model": of_file(Path(settings.model)), "loras": loras}
+    if settings.config is not None:
+        files["config"] = of_file(Path(settings.config))
+    return {**asdict(settings), **files}
 
 
 def load_prior(settings: PriorSettings) -> HeadlessPrior:

@@ -123,7 +123,8 @@ class MeshScene:
                 "the light is in the mesh's colours, in which a normal map does not show: "
                 "set geometry_look to 'normal', or use a mesh that is lit"
             )
-        reach, nearest = float(np.linalg.norm(mesh.vertices, axis=1).max()), self.views.radius[0]
+        used = mesh.vertices[np.unique(mesh.faces)]
+        reach, nearest = float(np.linalg.norm(used, axis=1).max()), self.views.radius[0]
         if reach >= nearest:
             raise BadMesh(
                 f"the mesh reaches {reach:.3g} from the origin and cameras are at {nearest:.3g}: "

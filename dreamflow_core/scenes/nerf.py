@@ -21,7 +21,7 @@ from ..render.hashgrid import HashGrid
 from ..render.volume import composite, march, occupancy_grid
 from ..settings.cameras import ViewRange
 from ..settings.scenes import HashGridSettings, NeRFSettings
-from ..state import BadFile, load_state, make_generator, save_state
+from ..state import BadFile, load_state, make_generator, reading, save_state
 from ..views import View
 from .scene import ObjectRender, Render
 
@@ -340,13 +340,11 @@ def load_field(path: Path, device: torch.device | str = "cpu") -> NeRFScene:
     state = load_state(path)
     if "field" not in state:
         raise BadFile(f"{path} is not a radiance field")
-    try:
+    with reading(path):
         settings = state["field"]["settings"]
         settings = NeRFSettings(**{**settings, "grid": HashGridSettings(**settings["grid"])})
         scene = NeRFScene(settings, seed=0, device=device)
         scene.load_state_dict(state["field"]["scene"])
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise BadFile(f"{path} is not a radiance field of this version: {' '.join(str(error).split())}") from error
     if not all(torch.isfinite(value).all() for value in scene.field.state_dict().values()):
         raise BadFile(f"{path} holds NaN or infinity")
     return scene

@@ -100,9 +100,14 @@ class Reporter:
         start = time.monotonic()
         if start < self.preview_due and progress.step < progress.steps:
             return None
-        with torch.no_grad():
-            images = progress.preview().float().cpu()
-        picture = to_pillow(contact_sheet(images, columns=math.ceil(math.sqrt(len(images)))))
+        try:
+            with torch.no_grad():
+                images = progress.preview().float().cpu()
+            picture = to_pillow(contact_sheet(images, columns=math.ceil(math.sqrt(len(images)))))
+        except Exception as error:
+            logging.warning("DreamFlow cannot draw previews: %s", error)
+            self.preview_due = math.inf
+            return None
         now = time.monotonic()
         self.preview_due = now + max(PREVIEW_EVERY, (now - start) / PREVIEW_SHARE)
         return "JPEG", picture, PREVIEW_SIZE

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import patch
 
 import folder_paths
 import numpy as np
@@ -212,6 +213,29 @@ def check_a_stage_with_a_useless_checkpoint_starts_anew():
             return "done"
 
         assert running.run(node, work, {}, 60.0) == "done"
+
+
+def check_a_stage_s_result_outlives_its_previews():
+    """Neither a picture of the finished mesh nor one on the canvas during the run can end the run."""
+
+    def fail(*_, **__):
+        raise RuntimeError("no memory for pictures")
+
+    model, (positive, negative) = tiny.model("sd1"), tiny.texts("sd1")
+    (sigmas,) = DreamFlowScheduler.execute(model, {"range": "own", "start": 0.8, "end": 0.2}, 2).args
+    flow = {"model": model, "positive": positive, "negative": negative, "vae": tiny.vae(), "sigmas": sigmas}
+    painted = {
+        "mesh": meshes.to_comfy(tetrahedron()),
+        "optimise": "texture",
+        "resolution": 64,
+        "texture_size": 16,
+        "seed": 1,
+    }
+    with own_user_folder(), patch.object(running, "contact_sheet", fail), patch.object(meshes, "look", fail):
+        node = in_a_graph(DreamFlowMeshTune)
+        made, preview = node.execute(**flow, **painted, cfg=2.0, iterations=1, cameras=ViewRange(views=1)).args
+    assert made.texture.shape == (1, 16, 16, 3)
+    assert preview.shape[1:] == (64, 64, 3) and preview.min() == 1
 
 
 def check_any_mesh_is_refined_with_a_depth_control_net():
