@@ -22,6 +22,7 @@ from ..cameras import VIEW_WORDING, Cameras
 from ..parameterisation import Parameterisation, eps, v
 from ..prior import Look, Session, T, guide
 from ..state import BadFile
+from .lora_files import add_loras, read_lora
 
 _PIPELINES = (
     "StableDiffusionPipeline",
@@ -192,7 +193,7 @@ def load_pipeline(
         path: a diffusers folder with safetensors weights, or a single-file .safetensors checkpoint in
             the layout of the original Stable Diffusion code.
         dtype: of the UNet and the text encoders: float32, float16 or bfloat16. The VAE is float32.
-        loras: safetensors files with their weights; they are added to the model's own weights.
+        loras: safetensors files with their weights; they are added to the model's own weights (`lora_files`).
         device: where the pipeline goes.
         config: for a single file, and only then: a local diffusers folder of the same family, whose
             settings (prediction type and VAE scale among them) and tokenizers are used; it needs no weights.
@@ -202,12 +203,11 @@ def load_pipeline(
 
     Raises:
         BadFile: a file or folder is missing, broken, or not of a supported family.
-        ValueError: `config` is missing.
-        ImportError: diffusers, transformers or peft is not installed.
+        ValueError: `config` is missing, or a LoRA's weight is not a finite number.
+        ImportError: diffusers or transformers is not installed.
     """
     _require_packages()
-    for lora, _ in loras:
-        _check_lora(lora)
+    files = [read_lora(lora, weight) for lora, weight in loras]
     if path.is_dir():
         pipe = _load_folder(path, dtype)
     elif path.is_file():
@@ -216,13 +216,12 @@ def load_pipeline(
         raise BadFile(f"there is no model folder or file {path}")
     with _reading(path):
         pipe.to(device, silence_dtype_warnings=True)
-    for lora, weight in loras:
-        _add_lora(pipe, lora, weight)
+    add_loras(pipe, files)
     return pipe
 
 
 def _require_packages() -> None:
-    missing = [name for name in ("diffusers", "transformers", "peft") if find_spec(name) is None]
+    missing = [name for name in ("diffusers", "transformers") if find_spec(name) is None]
     if missing:
         raise ImportError(f"diffusers models need {', '.join(missing)}: pip install dreamflow[headless]")
 
@@ -319,32 +318,11 @@ def _not_text_to_image(path: Path, channels: int | None, latent_channels: int | 
     )
 
 
-def _check_lora(path: Path) -> None:
-    if not path.is_file():
-        raise BadFile(f"there is no LoRA file {path}")
-    _check_safetensors(path)
-    with safe_open(path, "pt") as file:
-        names = list(file.keys())
-    if not any("lora" in name for name in names):
-        raise BadFile(f"{path} is not a LoRA file: none of its tensors is named so")
-
-
 def _check_safetensors(path: Path) -> None:
     if path.suffix != ".safetensors":
         raise BadFile(f"{path} is not a .safetensors file; others can hold code and are not read: convert it first")
     with _reading(path), safe_open(path, "pt"):
         pass
-
-
-def _add_lora(pipe: Any, path: Path, weight: float) -> None:
-    """Add a LoRA to the pipeline's weights, leaving its modules as they were."""
-    with _reading(path):
-        pipe.load_lora_weights(str(path), local_files_only=True, use_safetensors=True)
-        adapted = list(pipe.get_list_adapters())
-        if not adapted:
-            raise BadFile(f"{path} is not a LoRA of this model: none of its tensors fits")
-        pipe.fuse_lora(components=adapted, lora_scale=weight)
-    pipe.unload_lora_weights()
 
 
 def _variant(folder: Path) -> str | None:
@@ -369,7 +347,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 @contextmanager
 def _reading(path: Path) -> Iterator[None]:
-    """Turn whatever diffusers, transformers, peft or safetensors raise about `path` into one line."""
+    """Turn whatever diffusers, transformers or safetensors raise about `path` into one line."""
     try:
         yield
     except BadFile:
