@@ -23,6 +23,7 @@ from ..parameterisation import Parameterisation, eps, v
 from ..prior import Look, Session, T, guide
 from ..state import BadFile
 from .lora_files import add_loras, read_lora
+from .text import batched, chunked, encode_text
 
 _PIPELINES = (
     "StableDiffusionPipeline",
@@ -42,7 +43,7 @@ class _Text:
     """An encoded prompt.
 
     Attributes:
-        hidden: (1, tokens, width) from the text encoders.
+        hidden: (1, tokens, width) from the text encoders; a long prompt has more tokens (`text.py`).
         pooled: (1, width), or None for models that take none.
         score: aesthetic score that goes with it where the model takes one.
     """
@@ -58,7 +59,8 @@ class DiffusersPrior:
     Args:
         pipe: from `load_pipeline`, on its device; its weights are frozen here, and its VAE becomes
             float32: gradients pass through it, and SDXL's overflows in half precision.
-        positive: prompt; a view's name is added to it where views are given.
+        positive: prompt of any length; a view's name is added to it where views are given, in front of one that
+            the text encoders do not take at once: what comes first counts most.
         negative: prompt; where it is empty the pipeline's own unconditional embedding is used.
         cfg: guidance scale; 1 evaluates the positive prompt alone.
         save_memory: keep less for backward passes: the VAE sees one image at a time, and its blocks and the
@@ -83,8 +85,10 @@ class DiffusersPrior:
         self._pipe = pipe
         self._parameterisation = _parameterisation(pipe.scheduler)
         self._scored = pipe.config.get("requires_aesthetics_score", False)
-        self._encoded: dict[str, _Text] = {}
-        self._unconditional: _Text | None = None
+        self._xl = "XL" in type(pipe).__name__
+        parts = [(getattr(pipe, f"tokenizer{n}", None), getattr(pipe, f"text_encoder{n}", None)) for n in ("", "_2")]
+        self._encoders = [(tokenizer, encoder) for tokenizer, encoder in parts if encoder is not None]
+        self._encoded: dict[tuple[str, float], _Text] = {}
 
     @property
     def default_size(self) -> tuple[int, int]:
@@ -138,7 +142,7 @@ class DiffusersPrior:
     def _conditioning(self, texts: list[_Text], z_t: Tensor) -> dict[str, Any]:
         """What the UNet takes besides its input and time."""
         dtype = self._pipe.unet.dtype
-        hidden = torch.cat([text.hidden for text in texts]).to(dtype)
+        hidden = batched([text.hidden for text in texts]).to(dtype)
         pooled = [text.pooled for text in texts if text.pooled is not None]
         if not pooled:
             return {"encoder_hidden_states": hidden}
@@ -154,30 +158,28 @@ class DiffusersPrior:
     def _positive(self, views: Cameras | None, count: int) -> list[_Text]:
         if views is None:
             return [self._encode(self.positive)] * count
-        return [self._encode(f"{self.positive}, {VIEW_WORDING[name]}") for name in views.view_names()]
+        return [self._encode(self._seen_as(VIEW_WORDING[name])) for name in views.view_names()]
 
-    @torch.no_grad()
-    def _encode(self, text: str) -> _Text:
-        if text not in self._encoded:
-            hidden, _, *pooled = self._pipe.encode_prompt(
-                text, device=self.device, num_images_per_prompt=1, do_classifier_free_guidance=False
-            )
-            self._encoded[text] = _Text(hidden, pooled[0] if pooled else None, _WANTED_SCORE)
-        return self._encoded[text]
+    def _seen_as(self, view: str) -> str:
+        """The positive prompt for a view."""
+        whole = f"{self.positive}, {view}"
+        if all(len(chunked(*encoder, whole)) == 1 for encoder in self._encoders):
+            return whole
+        return f"{view}, {self.positive}"
 
-    @torch.no_grad()
+    def _encode(self, text: str, score: float = _WANTED_SCORE) -> _Text:
+        if (text, score) not in self._encoded:
+            hidden, pooled = encode_text(self._encoders, text, penultimate=self._xl)
+            self._encoded[text, score] = _Text(hidden, pooled, score)
+        return self._encoded[text, score]
+
     def _negative(self) -> _Text:
-        if self._unconditional is None:
-            # None lets the pipeline choose: SDXL's takes zeros instead of an encoded empty text.
-            _, hidden, *pooled = self._pipe.encode_prompt(
-                self.positive,
-                device=self.device,
-                num_images_per_prompt=1,
-                do_classifier_free_guidance=True,
-                negative_prompt=self.negative or None,
-            )
-            self._unconditional = _Text(hidden, pooled[1] if pooled else None, _UNWANTED_SCORE)
-        return self._unconditional
+        if self.negative or not self._pipe.config.get("force_zeros_for_empty_prompt", False):
+            return self._encode(self.negative, _UNWANTED_SCORE)
+        # SDXL was trained with zeros in place of an encoded empty text.
+        like = self._encode("")
+        pooled = None if like.pooled is None else torch.zeros_like(like.pooled)
+        return _Text(torch.zeros_like(like.hidden), pooled, _UNWANTED_SCORE)
 
 
 def load_pipeline(
