@@ -703,7 +703,7 @@ def test_incomplete_weights_are_refused(folders, single_files, tmp_path):
     shutil.copytree(folders["sd1"], tmp_path / "model")
     weights = tmp_path / "model" / "unet" / "diffusion_pytorch_model.safetensors"
     save_file({name: weight for name, weight in load_file(weights).items() if name != "conv_in.bias"}, weights)
-    refused("model is incomplete: it lacks weights", tmp_path / "model")
+    refused("unet lacks weights: conv_in.bias", tmp_path / "model")
     tensors = load_file(single_files["sd1"])
     for prefix, pattern in {
         "model.diffusion_model.middle": "incomplete",

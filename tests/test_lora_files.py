@@ -408,12 +408,8 @@ def test_original_names_of_real_sizes(family):
         projection_class_embeddings_input_dim=16 if pooled else None,
         **pooled,
     )
-    names = unet_names(unet)
-    state = unet.state_dict()
-    modules = {key: key.rpartition(".")[0] for key in state}
-    checkpoint = {
-        f"model.diffusion_model.{names[module]}.{key.rpartition('.')[2]}": state[key] for key, module in modules.items()
-    }
+    names, state = unet_names(unet), unet.state_dict()
+    checkpoint = {f"model.diffusion_model.{original}": state[name] for original, name in names.items()}
     assert len(checkpoint) == len(state)
     converted = convert_ldm_unet_checkpoint(checkpoint, {**unet.config, "class_embed_type": None})
     assert converted.keys() == state.keys()

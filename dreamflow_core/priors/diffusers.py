@@ -6,9 +6,11 @@ Everything is read from local files; nothing is ever downloaded.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from textwrap import shorten
@@ -22,6 +24,7 @@ from ..cameras import VIEW_WORDING, Cameras
 from ..parameterisation import Parameterisation, eps, v
 from ..prior import Look, Session, T, guide
 from ..state import BadFile
+from .checkpoints import check_used, scheduler_settings, with_settings
 from .lora_files import add_loras, read_lora
 from .text import batched, chunked, encode_text
 
@@ -62,7 +65,8 @@ class DiffusersPrior:
         positive: prompt of any length; a view's name is added to it where views are given, in front of one that
             the text encoders do not take at once: what comes first counts most.
         negative: prompt; where it is empty the pipeline's own unconditional embedding is used.
-        cfg: guidance scale; 1 evaluates the positive prompt alone.
+        cfg: guidance scale; 1 evaluates the positive prompt alone. A latent consistency model takes it as an input,
+            and no negative prompt.
         save_memory: keep less for backward passes: the VAE sees one image at a time, and its blocks and the
             UNet's run again instead of being kept. The same result but for rounding.
 
@@ -85,6 +89,7 @@ class DiffusersPrior:
         self._pipe = pipe
         self._parameterisation = _parameterisation(pipe.scheduler)
         self._scored = pipe.config.get("requires_aesthetics_score", False)
+        self._guides_itself = pipe.unet.config.get("time_cond_proj_dim") is not None
         self._xl = "XL" in type(pipe).__name__
         parts = [(getattr(pipe, f"tokenizer{n}", None), getattr(pipe, f"text_encoder{n}", None)) for n in ("", "_2")]
         self._encoders = [(tokenizer, encoder) for tokenizer, encoder in parts if encoder is not None]
@@ -112,32 +117,56 @@ class DiffusersPrior:
 
     def encode(self, images: Tensor) -> Tensor:
         vae = self._pipe.vae
-        return vae.encode((images * 2 - 1).to(vae.dtype)).latent_dist.mode() * vae.config.scaling_factor
+        mean, scale = self._latent_statistics()
+        return (vae.encode((images * 2 - 1).to(vae.dtype)).latent_dist.mode() - mean) * scale
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         vae = self._pipe.vae
-        return (vae.decode(latents.to(vae.dtype) / vae.config.scaling_factor).sample / 2 + 0.5).clamp(0, 1)
+        mean, scale = self._latent_statistics()
+        return (vae.decode(latents.to(vae.dtype) / scale + mean).sample / 2 + 0.5).clamp(0, 1)
+
+    def _latent_statistics(self) -> tuple[Tensor | float, Tensor | float]:
+        """What is taken off the VAE's latents, and what they are then multiplied by."""
+        config = self._pipe.vae.config
+        mean, scale = config.get("shift_factor") or 0.0, config.scaling_factor
+        if config.get("latents_mean") is not None and config.get("latents_std") is not None:
+            means, deviations = (torch.tensor(v).view(1, -1, 1, 1) for v in (config.latents_mean, config.latents_std))
+            return means.to(self.device), (scale / deviations).to(self.device)
+        return mean, scale
 
     def denoise(self, z_t: Tensor, sigma: float, views: Cameras | None, *, guided: bool) -> Tensor:
         """See `Session.denoise`; computes in the UNet's type and returns float32."""
         positive = self._positive(views, len(z_t))
-        if not guided or self.cfg == 1:
-            return self._estimate(z_t, sigma, positive)
+        if not guided or self.cfg == 1 or self._guides_itself:
+            return self._estimate(z_t, sigma, positive, self.cfg if guided else 1.0)
         texts = positive + [self._negative()] * len(z_t)
         conditional, unconditional = self._estimate(z_t.repeat(2, 1, 1, 1), sigma, texts).chunk(2)
         return guide(conditional, unconditional, self.cfg)
 
-    def _estimate(self, z_t: Tensor, sigma: float, texts: list[_Text]) -> Tensor:
-        """Denoised estimates of z_t (B, C, h, w), each under its own of B texts."""
+    def _estimate(self, z_t: Tensor, sigma: float, texts: list[_Text], cfg: float = 1.0) -> Tensor:
+        """Denoised estimates of z_t (B, C, h, w), each under its own of B texts.
+
+        `cfg` is for a model that was distilled from a guided one and takes the scale as an input.
+        """
         unet = self._pipe.unet
         conditioning = self._conditioning(texts, z_t)
+        if self._guides_itself:
+            conditioning["timestep_cond"] = self._embedded(cfg).expand(len(z_t), -1)
 
         def network(x: Tensor, time: Tensor) -> Tensor:
             return unet(x.to(unet.dtype), time, **conditioning).sample.float()
 
         levels = torch.full((len(z_t),), sigma, device=z_t.device)
         return self._parameterisation.denoise(network, z_t.float(), levels)
+
+    def _embedded(self, cfg: float) -> Tensor:
+        """The guidance scale as latent consistency models take it (Luo et al. 2023, arXiv 2310.04378): less one."""
+        unet = self._pipe.unet
+        scale = torch.tensor([cfg - 1.0])
+        return self._pipe.get_guidance_scale_embedding(scale, unet.config.time_cond_proj_dim).to(
+            self.device, unet.dtype
+        )
 
     def _conditioning(self, texts: list[_Text], z_t: Tensor) -> dict[str, Any]:
         """What the UNet takes besides its input and time."""
@@ -188,6 +217,7 @@ def load_pipeline(
     loras: Sequence[tuple[Path, float]] = (),
     device: torch.device | str = "cpu",
     config: Path | None = None,
+    vae: Path | None = None,
 ) -> Any:
     """Read a text-to-image pipeline from local files.
 
@@ -198,7 +228,9 @@ def load_pipeline(
         loras: safetensors files with their weights; they are added to the model's own weights (`lora_files`).
         device: where the pipeline goes.
         config: for a single file, and only then: a local diffusers folder of the same family, whose
-            settings (prediction type and VAE scale among them) and tokenizers are used; it needs no weights.
+            settings (VAE scale among them) and tokenizers are used; it needs no weights. What the file itself says
+            of its prediction type and noise levels counts (`checkpoints`).
+        vae: a folder or a safetensors file of a VAE to use instead of the model's.
 
     Returns:
         A diffusers pipeline for `DiffusersPrior`.
@@ -210,12 +242,20 @@ def load_pipeline(
     """
     _require_packages()
     files = [read_lora(lora, weight) for lora, weight in loras]
-    if path.is_dir():
-        pipe = _load_folder(path, dtype)
-    elif path.is_file():
-        pipe = _load_file(path, dtype, config)
-    else:
+    if not path.exists():
         raise BadFile(f"there is no model folder or file {path}")
+    if vae is not None and not vae.exists():
+        raise BadFile(f"there is no VAE {vae}")
+    if path.is_dir():
+        pipe = _load_folder(path, dtype, vae and _load_vae(vae, path))
+    else:
+        _check_safetensors(path)
+        if config is None:
+            raise ValueError(
+                f"the single file {path} needs a config: a local diffusers folder of the same family, for its settings"
+                " and tokenizers"
+            )
+        pipe = _load_file(path, dtype, config, vae and _load_vae(vae, config))
     with _reading(path):
         pipe.to(device, silence_dtype_warnings=True)
     add_loras(pipe, files)
@@ -235,42 +275,90 @@ def _parameterisation(scheduler: Any) -> Parameterisation:
             f"{type(scheduler).__name__} with prediction type '{scheduler.config.get('prediction_type')}' is of an"
             f" unsupported kind of model; supported are {' and '.join(_KINDS)} on a discrete schedule"
         )
+    if scheduler.config.get("rescale_betas_zero_snr") and float(scheduler.alphas_cumprod[-1]) > 1e-6:
+        # Not every class of scheduler obeys it.
+        scheduler = with_settings(scheduler)
     return kind(scheduler.alphas_cumprod)
 
 
-def _load_folder(folder: Path, dtype: torch.dtype) -> Any:
+def _load_folder(folder: Path, dtype: torch.dtype, vae: Any) -> Any:
     import diffusers
 
     index = _check_folder(folder)
     with _reading(folder):
-        pipe = getattr(diffusers, index["_class_name"]).from_pretrained(
-            str(folder),
-            dtype={"vae": torch.float32, "default": dtype},
-            variant=_variant(folder / "unet"),
-            use_safetensors=True,
-            local_files_only=True,
-            **_without_checker(index),
+        parts = {name: _load_part(folder, name, kind, dtype) for name, kind in _parts(index) if name != "vae"}
+        parts["vae"] = vae or _load_part(folder, "vae", ("diffusers", "AutoencoderKL"), torch.float32)
+        return getattr(diffusers, index["_class_name"]).from_pretrained(
+            str(folder), local_files_only=True, **parts, **_without_checker(index)
         )
-    return pipe
 
 
-def _load_file(path: Path, dtype: torch.dtype, config: Path | None) -> Any:
+def _parts(index: dict[str, Any]) -> list[tuple[str, tuple[str, str]]]:
+    """The pipeline's networks, each with its library and class."""
+    names = ("unet", "vae", "text_encoder", "text_encoder_2")
+    return [(name, tuple(index[name])) for name in names if index.get(name, (None,))[0] is not None]
+
+
+def _load_part(folder: Path, name: str, kind: tuple[str, str], dtype: torch.dtype) -> Any:
+    """A network of a diffusers folder, whose weights may be of a precision, and in as many files, as they like."""
+    library, class_name = kind
+    if library not in ("diffusers", "transformers"):
+        raise BadFile(f"{folder / name} is a {class_name} of {library}, which is not read")
+    part, info = getattr(import_module(library), class_name).from_pretrained(
+        str(folder),
+        subfolder=name,
+        variant=_variant(folder / name),
+        use_safetensors=True,
+        local_files_only=True,
+        dtype=dtype,
+        output_loading_info=True,
+    )
+    strangers = [key for key in info["unexpected_keys"] if not key.endswith(("position_ids", "logit_scale"))]
+    for what, keys in (("has tensors that it does not know", strangers), ("lacks weights", info["missing_keys"])):
+        if keys:
+            raise BadFile(f"{folder / name} {what}: {', '.join(sorted(keys)[:3])}")
+    return part
+
+
+def _load_vae(path: Path, config: Path) -> Any:
+    """A VAE in place of the model's: a folder, or a file of the family that the model's folder describes."""
     import diffusers
 
-    _check_safetensors(path)
-    if config is None:
-        raise ValueError(
-            f"the single file {path} needs a config: a local diffusers folder of the same family, for its settings"
-            " and tokenizers"
+    with _reading(path):
+        if path.is_dir():
+            place, name = (path, "vae") if (path / "vae").is_dir() else (path.parent, path.name)
+            vae = _load_part(place, name, ("diffusers", "AutoencoderKL"), torch.float32)
+        else:
+            _check_safetensors(path)
+            source: dict[str, Any] = {"config": str(config), "subfolder": "vae", "local_files_only": True}
+            vae = diffusers.AutoencoderKL.from_single_file(str(path), dtype=torch.float32, **source)
+    channels = _read_json(config / "unet" / "config.json").get("in_channels")
+    if vae.config.latent_channels != channels:
+        raise BadFile(
+            f"the VAE {path} has latents of {vae.config.latent_channels} channels; the model takes {channels}"
         )
+    return vae
+
+
+def _load_file(path: Path, dtype: torch.dtype, config: Path, vae: Any) -> Any:
+    import diffusers
+
     index = _check_folder(config)
     _check_family(path, config)
     source: dict[str, Any] = {"config": str(config), "local_files_only": True}
     with _reading(path):
-        vae = diffusers.AutoencoderKL.from_single_file(str(path), subfolder="vae", dtype=torch.float32, **source)
+        scheduler = getattr(diffusers, index["scheduler"][1]).from_pretrained(
+            str(config), subfolder="scheduler", local_files_only=True
+        )
+        settings = scheduler_settings(path, scheduler)
+        vae = vae or diffusers.AutoencoderKL.from_single_file(str(path), subfolder="vae", dtype=torch.float32, **source)
         pipe = getattr(diffusers, index["_class_name"]).from_single_file(
             str(path), vae=vae, dtype=dtype, **source, **_without_checker(index)
         )
+        if settings:
+            pipe.scheduler = with_settings(scheduler, **settings)
+        with safe_open(path, "pt") as file:
+            check_used(path, file.keys(), pipe)
     return pipe
 
 
@@ -328,9 +416,10 @@ def _check_safetensors(path: Path) -> None:
 
 
 def _variant(folder: Path) -> str | None:
-    """fp16 where that is the only precision a folder has weights in."""
-    names = [file.name for file in folder.glob("*.safetensors")]
-    return "fp16" if names and all(".fp16." in name for name in names) else None
+    """What the weights of a network's folder are called besides, if there are none without: fp16, bf16..."""
+    pattern = re.compile(r"(?:diffusion_pytorch_model|model)(?:-\d+-of-\d+)?(?:\.(\w+))?(?:-\d+-of-\d+)?\.safetensors")
+    variants = {match[1] for file in folder.glob("*.safetensors") if (match := pattern.fullmatch(file.name))}
+    return None if None in variants or not variants else min(variants, key=lambda name: (name != "fp16", name))
 
 
 def _without_checker(index: dict[str, Any]) -> dict[str, Any]:

@@ -214,19 +214,19 @@ def _targets(pipe: Any) -> dict[str, tuple[str, str, nn.Module]]:
     targets: dict[str, tuple[str, str, nn.Module]] = {}
     for component in ("unet", *encoders):
         root = getattr(pipe, component)
-        originals = unet_names(root) if component == "unet" else {}
+        originals = {to: name for name, to in unet_names(root).items()} if component == "unet" else {}
         for name, module in root.named_modules():
             if isinstance(getattr(module, "weight", None), nn.Parameter):
                 if component == "unet":
-                    names = _unet_spellings(name, originals)
+                    original = originals.get(f"{name}.weight", f"{name}.weight").removesuffix(".weight")
+                    names = _unet_spellings(name, original)
                 else:
                     names = _text_spellings(name, component, encoders)
                 targets |= dict.fromkeys(names, (component, name, module))
     return targets
 
 
-def _unet_spellings(name: str, originals: dict[str, str]) -> Iterator[str]:
-    original = originals.get(name, name)
+def _unet_spellings(name: str, original: str) -> Iterator[str]:
     # Where attention had LoRA layers of its own, its output layer was not in a list.
     for dotted in {name, re.sub(r"\.to_out\.0$", ".to_out", name)}:
         yield from (dotted, f"unet.{dotted}", f"base_model.model.{dotted}", f"unet.base_model.model.{dotted}")

@@ -1,7 +1,8 @@
-"""What the original Stable Diffusion code calls the modules that diffusers has."""
+"""What the original Stable Diffusion code, and OpenCLIP, call the weights that diffusers' models have."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -27,17 +28,68 @@ _IN_RESNETS = {
 }
 
 
+_IN_VAES = {
+    r"mid_block\.resnets\.0": "mid.block_1",
+    r"mid_block\.resnets\.1": "mid.block_2",
+    r"mid_block\.attentions\.0\.group_norm": "mid.attn_1.norm",
+    r"mid_block\.attentions\.0\.to_out\.0": "mid.attn_1.proj_out",
+    r"mid_block\.attentions\.0\.to_([qkv])": r"mid.attn_1.\1",
+    r"(down|up)_blocks\.(\d+)\.resnets": r"\1.\2.block",
+    r"(down|up)_blocks\.(\d+)\.(down|up)samplers\.0": r"\1.\2.\3sample",
+    r"conv_shortcut": "nin_shortcut",
+    r"conv_norm_out": "norm_out",
+}
+_IN_OPEN_CLIP = {
+    r"^encoder\.layers": "transformer.resblocks",
+    r"layer_norm(\d)": r"ln_\1",
+    r"mlp\.fc1": "mlp.c_fc",
+    r"mlp\.fc2": "mlp.c_proj",
+    r"self_attn\.out_proj": "attn.out_proj",
+    r"self_attn\.[qkv]_proj\.": "attn.in_proj_",
+    r"^embeddings\.token_embedding": "token_embedding",
+    r"^embeddings\.position_embedding\.weight": "positional_embedding",
+    r"^final_layer_norm": "ln_final",
+    r"^text_projection\.weight": "text_projection",
+}
+
+
 def unet_names(unet: Any) -> dict[str, str]:
-    """The original name of each module of a UNet that has one, by diffusers' name."""
+    """diffusers' name of each weight of a UNet, by the original one."""
     blocks = _FIXED | dict(_numbered(unet))
     names = {}
-    for name, _ in unet.named_modules():
+    for name in unet.state_dict():
         prefix = next((p for p in _prefixes(name) if p in blocks), None)
         if prefix is not None:
-            rest = name.removeprefix(prefix).removeprefix(".")
+            module, _, leaf = name.rpartition(".")
+            rest = module.removeprefix(prefix).removeprefix(".")
             inner = _IN_RESNETS.get(rest, rest) if ".resnets." in name else rest
-            names[name] = ".".join(part for part in (blocks[prefix], inner) if part)
+            names[".".join(part for part in (blocks[prefix], inner, leaf) if part)] = name
     return names
+
+
+def vae_names(vae: Any) -> set[str]:
+    """The original names of a VAE's weights."""
+    last = len(vae.config.block_out_channels) - 1
+    # The original counts the decoder's blocks from the other end.
+    turned = (re.sub(r"(?<=up_blocks\.)\d+", lambda m: str(last - int(m[0])), name) for name in vae.state_dict())
+    return {_renamed(name, _IN_VAES) for name in turned}
+
+
+def clip_names(encoder: Any) -> set[str]:
+    """The names that Transformers has, or had, for a CLIP text encoder's weights."""
+    bare = {name.removeprefix("text_model.") for name in encoder.state_dict()}
+    return bare | {f"text_model.{name}" for name in bare}
+
+
+def open_clip_names(encoder: Any) -> set[str]:
+    """OpenCLIP's names of a CLIP text encoder's weights."""
+    return {_renamed(name.removeprefix("text_model."), _IN_OPEN_CLIP) for name in encoder.state_dict()}
+
+
+def _renamed(name: str, patterns: dict[str, str]) -> str:
+    for pattern, to in patterns.items():
+        name = re.sub(pattern, to, name)
+    return name
 
 
 def _numbered(unet: Any) -> Iterator[tuple[str, str]]:
