@@ -99,22 +99,21 @@ def flow(shift: float = 1.0, times: float = 1000.0) -> Parameterisation:
 
 def _discrete(alphas_cumprod: Tensor) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
     """sigma -> timestep index and fraction -> sigma, both linear in ln(sigma) between timesteps."""
-    alphas = alphas_cumprod.double()
+    # On the CPU throughout: not every device has float64.
+    alphas = alphas_cumprod.cpu().double()
     # A zero-terminal-SNR model ends in pure noise; ratios stay finite by stopping just short of it.
     log_sigmas = ((1 - alphas) / alphas.clamp_min(1e-8)).log() / 2
     last = len(log_sigmas) - 1
 
     def time_of(sigma: Tensor) -> Tensor:
-        table = log_sigmas.to(sigma.device)
-        wanted = sigma.double().log().clamp(table[0], table[-1])
-        above = torch.searchsorted(table, wanted).clamp(1, last)
-        low, high = table[above - 1], table[above]
-        return (above - 1 + (wanted - low) / (high - low)).to(sigma.dtype)
+        wanted = sigma.cpu().double().log().clamp(log_sigmas[0], log_sigmas[-1])
+        above = torch.searchsorted(log_sigmas, wanted).clamp(1, last)
+        low, high = log_sigmas[above - 1], log_sigmas[above]
+        return (above - 1 + (wanted - low) / (high - low)).to(sigma)
 
     def sigma_at(t: Tensor) -> Tensor:
-        position = t.double().clamp(0, 1) * last
+        position = t.cpu().double().clamp(0, 1) * last
         below = position.floor().long().clamp(0, last - 1)
-        table = log_sigmas.to(t.device)
-        return torch.lerp(table[below], table[below + 1], position - below).exp().to(t.dtype)
+        return torch.lerp(log_sigmas[below], log_sigmas[below + 1], position - below).exp().to(t)
 
     return time_of, sigma_at

@@ -54,9 +54,20 @@ class DreamFlowViewPrompt(io.ComfyNode):
             )
         entries: Conditioning = []
         for name, default in VIEW_WORDING.items():
-            prompt = ", ".join(part for part in (text, words.get(name, default)) if part)
-            entries += tag_view(clip.encode_from_tokens_scheduled(clip.tokenize(prompt)), *view_range(name))
+            tokens = _tokenized(clip, text, words.get(name, default))
+            entries += tag_view(clip.encode_from_tokens_scheduled(tokens), *view_range(name))
         return io.NodeOutput(entries)
+
+
+def _tokenized(clip: Any, text: str, view: str) -> Any:
+    """The text and the words for a view: behind it, or in front of a text that takes more than one chunk.
+
+    The first chunk counts most, and is the only one that pooled vectors know.
+    """
+    tokens = clip.tokenize(", ".join(part for part in (text, view) if part))
+    if any(len(chunks) > 1 for chunks in tokens.values()):
+        return clip.tokenize(", ".join(part for part in (view, text) if part))
+    return tokens
 
 
 class DreamFlowViewRange(io.ComfyNode):

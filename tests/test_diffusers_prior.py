@@ -22,11 +22,10 @@ from dreamflow_core.state import BadFile
 
 diffusers = pytest.importorskip("diffusers")
 transformers = pytest.importorskip("transformers")
-pytest.importorskip("peft")
 
 FAMILIES = ("sd1", "sd2", "sdxl", "refiner")
 PROMPT, NEGATIVE, CFG, SIZE = "a red cat", "blurry", 7.5, 16
-TOKENS, PROJECTION, TIME_DIM = 12, 24, 8
+TOKENS, PROJECTION, TIME_DIM = 40, 24, 8
 ATTENTION = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
 
 
@@ -244,10 +243,72 @@ def test_each_view_has_its_wording(pipes):
             torch.testing.assert_close(together[i : i + 1], alone, rtol=1e-4, atol=1e-4)
 
 
-def test_texts_are_encoded_once_and_unguided_is_one_forward(pipes, monkeypatch):
+# Prompts longer than the text encoders. The tokenizer here has a token for each letter.
+LONG = "abcdefghijklmnopqrstuvwxyz" * 4
+
+
+def seen_texts(pipe, denoise):
+    """The hidden states and the pooled vectors that the UNet is given."""
+    seen = []
+    hook = pipe.unet.register_forward_pre_hook(lambda _, inputs, given: seen.append(given), with_kwargs=True)
+    with torch.no_grad():
+        denoise()
+    hook.remove()
+    return seen[0]["encoder_hidden_states"], (seen[0].get("added_cond_kwargs") or {}).get("text_embeds")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("letters", [0, 1, TOKENS - 2, TOKENS - 1, 100])
+def test_long_prompts_are_encoded_in_chunks(pipes, family, letters):
+    """Chunks made by hand: a start, as many letters as fit, an end, and the tokenizer's padding."""
+    pipe = pipes[family]
+    room = TOKENS - 2
+    numbers = [ord(letter) - ord("a") for letter in LONG[:letters]]
+    numbers = [n + (28 if i == letters - 1 else 0) for i, n in enumerate(numbers)]  # with </w>
+    rows = [numbers[i : i + room] for i in range(0, letters, room)] or [[]]
+    ids = torch.tensor([[56, *row, 57, *[57] * (room - len(row))] for row in rows])
+    hidden, pooled = [], None
+    for encoder in (pipe.components.get("text_encoder"), pipe.components.get("text_encoder_2")):
+        if encoder is not None:
+            with torch.no_grad():
+                parts = [encoder(row[None], output_hidden_states=True) for row in ids]
+            xl = family in ("sdxl", "refiner")
+            hidden.append(torch.cat([p.hidden_states[-2] if xl else p.last_hidden_state for p in parts], dim=1))
+            pooled = parts[0].text_embeds if xl and "text_embeds" in parts[0] else pooled
+    prior = DiffusersPrior(pipe, LONG[:letters], cfg=1)
+    seen = seen_texts(pipe, lambda: prior.denoise(random(1, 4, 8, 8), 1.0, None, guided=True))
+    torch.testing.assert_close(seen[0], torch.cat(hidden, dim=-1))
+    assert (seen[1] is None) == (pooled is None)
+    if pooled is not None:
+        torch.testing.assert_close(seen[1], pooled)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("letters", [0, 25, TOKENS - 2, 100])
+def test_no_prompt_is_too_long_for_its_view(pipes, family, letters):
+    """Front and back differ in the first chunk, and so in the pooled vector."""
+    views = Cameras(torch.tensor([0.0, 180.0]), torch.zeros(2), torch.full((2,), 2.0), torch.full((2,), 40.0))
+    prior = DiffusersPrior(pipes[family], LONG[:letters], cfg=1)
+    hidden, pooled = seen_texts(pipes[family], lambda: prior.denoise(random(2, 4, 8, 8), 1.0, views, guided=False))
+    assert not torch.allclose(hidden[0, :TOKENS], hidden[1, :TOKENS], atol=1e-2)
+    assert pooled is None or not torch.allclose(pooled[0], pooled[1], atol=1e-2)
+
+
+@pytest.mark.parametrize("family", ["sd1", "sdxl"])
+@pytest.mark.parametrize(("positive", "negative"), [(100, 50), (20, 100)])
+def test_prompts_of_different_lengths_guide_each_other(pipes, family, positive, negative):
+    texts, z_t = (LONG[:positive], LONG[:negative]), random(1, 4, 8, 8)
+    with torch.no_grad():
+        wanted, unwanted = (
+            DiffusersPrior(pipes[family], text, cfg=1).denoise(z_t, 1.0, None, guided=True) for text in texts
+        )
+        guided = DiffusersPrior(pipes[family], *texts, CFG).denoise(z_t, 1.0, None, guided=True)
+    torch.testing.assert_close(guided, unwanted + CFG * (wanted - unwanted), rtol=1e-4, atol=1e-4)
+
+
+def test_texts_are_encoded_once_and_unguided_is_one_forward(pipes):
     pipe, calls, batches = pipes["sd1"], [], []
-    encode = pipe.encode_prompt
-    monkeypatch.setattr(pipe, "encode_prompt", lambda text, **s: calls.append(text) or encode(text, **s))
+    encoded = pipe.text_encoder.register_forward_pre_hook(lambda _, inputs: calls.append(inputs))
     prior = DiffusersPrior(pipe, PROMPT, NEGATIVE)
     z_t = random(2, 4, 8, 8)
     handle = pipe.unet.register_forward_pre_hook(lambda _, inputs: batches.append(len(inputs[0])))
@@ -258,6 +319,7 @@ def test_texts_are_encoded_once_and_unguided_is_one_forward(pipes, monkeypatch):
         prior.cfg = 1.0
         assert torch.equal(prior.denoise(z_t, 1.0, None, guided=True), plain)
     handle.remove()
+    encoded.remove()
     assert batches == [4, 4, 2, 2]
     assert len(calls) == 2  # the positive and the negative
 
@@ -641,7 +703,7 @@ def test_incomplete_weights_are_refused(folders, single_files, tmp_path):
     shutil.copytree(folders["sd1"], tmp_path / "model")
     weights = tmp_path / "model" / "unet" / "diffusion_pytorch_model.safetensors"
     save_file({name: weight for name, weight in load_file(weights).items() if name != "conv_in.bias"}, weights)
-    refused("model is incomplete: it lacks weights", tmp_path / "model")
+    refused("unet lacks weights: conv_in.bias", tmp_path / "model")
     tensors = load_file(single_files["sd1"])
     for prefix, pattern in {
         "model.diffusion_model.middle": "incomplete",
@@ -683,9 +745,9 @@ def test_bad_loras(folders, tmp_path):
     save_file({"weight": torch.ones(2)}, tmp_path / "foreign.safetensors")
     refuse("not a LoRA file", tmp_path / "foreign.safetensors")
     make_lora(tmp_path / "wide.safetensors", "peft", width=48)
-    refuse("cannot be loaded", tmp_path / "wide.safetensors")
+    refuse(r"down \(4, 48\).* does not fit \(32, 32\)", tmp_path / "wide.safetensors")
     make_lora(tmp_path / "deep.safetensors", "peft", module="down_blocks.7.attentions.0.proj_in")
-    refuse("cannot be loaded", tmp_path / "deep.safetensors")
+    refuse("fit none of the model's: unet.down_blocks.7.att", tmp_path / "deep.safetensors")
     save_file(
         {"transformer.x.lora_A.weight": torch.ones(4, 8), "transformer.x.lora_B.weight": torch.ones(8, 4)},
         tmp_path / "flux.safetensors",

@@ -33,6 +33,7 @@ def add_commands(commands: Any) -> None:
     add("--refiner", metavar="MODEL", help="as --model, for the last stage; without one that stage is left out")
     add("--refiner-cfg", type=float, metavar="X", help="as --cfg, for the refiner")
     add("--refiner-config", metavar="FOLDER", help="as --config, for the refiner")
+    add("--refiner-vae", metavar="FILE|FOLDER", help="as --vae, for the refiner")
     for name in OPTIMISED:
         help_ = f"as --lora, for the {name} stage alone"
         add(f"--{name}-lora", action="append", default=[], metavar="FILE[:WEIGHT]", help=help_)
@@ -79,7 +80,8 @@ def _models(options: argparse.Namespace) -> dict[str, PriorSettings]:
         "tune": replace(base, loras=[*base.loras, *options.tune_lora]),
     }
     if options.refiner is not None:
-        others = {"cfg": options.refiner_cfg, "config": options.refiner_config, "loras": options.refine_lora}
+        others = {name: getattr(options, f"refiner_{name}") for name in ("cfg", "config", "vae")}
+        others["loras"] = options.refine_lora
         models["refine"] = replace(base, model=options.refiner, **others)
     return models
 

@@ -112,11 +112,14 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     add("--model", default=model.model, help="demo, a diffusers folder or a .safetensors checkpoint (default: demo)")
     away = "what to keep away from (default: nothing; for the demo models in 3D the prompt without a view)"
     add("--negative", default=model.negative, metavar="PROMPT", help=away)
-    scale = f"guidance scale (default: {CFG:g} for the demo models, 7.5 for others)"
+    scale = f"guidance scale (default: {CFG:g} for the demo models, 7.5 for others, 1 for those distilled by name)"
     add("--cfg", type=float, metavar="X", help=scale)
     add("--lora", dest="loras", action="append", default=[], metavar="FILE[:WEIGHT]", help="may be repeated")
     add("--dtype", choices=list(DTYPES), default=model.dtype, help=f"of a diffusers model's weights ({model.dtype})")
     add("--config", metavar="FOLDER", help="diffusers folder to configure a single-file checkpoint from")
+    add("--vae", metavar="FILE|FOLDER", help="VAE to use instead of a diffusers model's own")
+    best = "cpu, cuda, mps or xpu (default: the accelerator that torch finds, else the CPU)"
+    add("--device", metavar="NAME", help=best)
     twice = "let a diffusers model compute parts twice instead of keeping them: slower, in less memory"
     add("--save-memory", action="store_true", help=twice)
 

@@ -6,9 +6,11 @@ Everything is read from local files; nothing is ever downloaded.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,9 @@ from ..parameterisation import Parameterisation, eps, v
 from ..prior import Look, Session, T, guide
 from ..quiet import bars_on_terminals, without_messages
 from ..state import BadFile, reading
+from .checkpoints import check_used, scheduler_settings, with_settings
+from .lora_files import add_loras, read_lora
+from .text import batched, chunked, encode_text
 
 _PIPELINES = (
     "StableDiffusionPipeline",
@@ -34,13 +39,12 @@ _KINDS = {"epsilon": eps, "v_prediction": v}
 _WANTED_SCORE, _UNWANTED_SCORE = 6.0, 2.5
 # A single file's first UNet layer, (channels, latent channels, 3, 3); other families have none.
 _STEM = "model.diffusion_model.input_blocks.0.0.weight"
-# What loggers say that is of no concern here: image processors serve the safety checker, which is left out; a list of
-# nothing; and a LoRA that is not for text encoders has nothing for them.
+# What loggers say that is of no concern here: image processors serve the safety checker, which is left out; and a
+# list of nothing.
 _OF_NO_CONCERN = {
     "transformers.utils.import_utils": "requires torchvision (not installed)",
     "diffusers.models.modeling_utils": "should be kept in float32: []",
 }
-_NO_TEXT_LORA = {"diffusers.loaders.lora_base": "No LoRA keys associated to CLIPTextModel"}
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,7 @@ class _Text:
     """An encoded prompt.
 
     Attributes:
-        hidden: (1, tokens, width) from the text encoders.
+        hidden: (1, tokens, width) from the text encoders; a long prompt has more tokens (`text.py`).
         pooled: (1, width), or None for models that take none.
         score: aesthetic score that goes with it where the model takes one.
     """
@@ -64,9 +68,11 @@ class DiffusersPrior:
     Args:
         pipe: from `load_pipeline`, on its device; its weights are frozen here, and its VAE becomes
             float32: gradients pass through it, and SDXL's overflows in half precision.
-        positive: prompt; a view's name is added to it where views are given.
+        positive: prompt of any length; a view's name is added to it where views are given, in front of one that
+            the text encoders do not take at once: what comes first counts most.
         negative: prompt; where it is empty the pipeline's own unconditional embedding is used.
-        cfg: guidance scale; 1 evaluates the positive prompt alone.
+        cfg: guidance scale; 1 evaluates the positive prompt alone. A latent consistency model takes it as an input,
+            and no negative prompt.
         save_memory: keep less for backward passes: the VAE sees one image at a time, and its blocks and the
             UNet's run again instead of being kept. The same result but for rounding.
 
@@ -89,8 +95,11 @@ class DiffusersPrior:
         self._pipe = pipe
         self._parameterisation = _parameterisation(pipe.scheduler)
         self._scored = pipe.config.get("requires_aesthetics_score", False)
-        self._encoded: dict[str, _Text] = {}
-        self._unconditional: _Text | None = None
+        self._guides_itself = pipe.unet.config.get("time_cond_proj_dim") is not None
+        self._xl = "XL" in type(pipe).__name__
+        parts = [(getattr(pipe, f"tokenizer{n}", None), getattr(pipe, f"text_encoder{n}", None)) for n in ("", "_2")]
+        self._encoders = [(tokenizer, encoder) for tokenizer, encoder in parts if encoder is not None]
+        self._encoded: dict[tuple[str, float], _Text] = {}
 
     @property
     def default_size(self) -> tuple[int, int]:
@@ -114,26 +123,42 @@ class DiffusersPrior:
 
     def encode(self, images: Tensor) -> Tensor:
         vae = self._pipe.vae
-        return vae.encode((images * 2 - 1).to(vae.dtype)).latent_dist.mode() * vae.config.scaling_factor
+        mean, scale = self._latent_statistics()
+        return (vae.encode((images * 2 - 1).to(vae.dtype)).latent_dist.mode() - mean) * scale
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         vae = self._pipe.vae
-        return (vae.decode(latents.to(vae.dtype) / vae.config.scaling_factor).sample / 2 + 0.5).clamp(0, 1)
+        mean, scale = self._latent_statistics()
+        return (vae.decode(latents.to(vae.dtype) / scale + mean).sample / 2 + 0.5).clamp(0, 1)
+
+    def _latent_statistics(self) -> tuple[Tensor | float, Tensor | float]:
+        """What is taken off the VAE's latents, and what they are then multiplied by."""
+        config = self._pipe.vae.config
+        mean, scale = config.get("shift_factor") or 0.0, config.scaling_factor
+        if config.get("latents_mean") is not None and config.get("latents_std") is not None:
+            means, deviations = (torch.tensor(v).view(1, -1, 1, 1) for v in (config.latents_mean, config.latents_std))
+            return means.to(self.device), (scale / deviations).to(self.device)
+        return mean, scale
 
     def denoise(self, z_t: Tensor, sigma: float, views: Cameras | None, *, guided: bool) -> Tensor:
         """See `Session.denoise`; computes in the UNet's type and returns float32."""
         positive = self._positive(views, len(z_t))
-        if not guided or self.cfg == 1:
-            return self._estimate(z_t, sigma, positive)
+        if not guided or self.cfg == 1 or self._guides_itself:
+            return self._estimate(z_t, sigma, positive, self.cfg if guided else 1.0)
         texts = positive + [self._negative()] * len(z_t)
         conditional, unconditional = self._estimate(z_t.repeat(2, 1, 1, 1), sigma, texts).chunk(2)
         return guide(conditional, unconditional, self.cfg)
 
-    def _estimate(self, z_t: Tensor, sigma: float, texts: list[_Text]) -> Tensor:
-        """Denoised estimates of z_t (B, C, h, w), each under its own of B texts."""
+    def _estimate(self, z_t: Tensor, sigma: float, texts: list[_Text], cfg: float = 1.0) -> Tensor:
+        """Denoised estimates of z_t (B, C, h, w), each under its own of B texts.
+
+        `cfg` is for a model that was distilled from a guided one and takes the scale as an input.
+        """
         unet = self._pipe.unet
         conditioning = self._conditioning(texts, z_t)
+        if self._guides_itself:
+            conditioning["timestep_cond"] = self._embedded(cfg).expand(len(z_t), -1)
 
         def network(x: Tensor, time: Tensor) -> Tensor:
             return unet(x.to(unet.dtype), time, **conditioning).sample.float()
@@ -141,10 +166,18 @@ class DiffusersPrior:
         levels = torch.full((len(z_t),), sigma, device=z_t.device)
         return self._parameterisation.denoise(network, z_t.float(), levels)
 
+    def _embedded(self, cfg: float) -> Tensor:
+        """The guidance scale as latent consistency models take it (Luo et al. 2023, arXiv 2310.04378): less one."""
+        unet = self._pipe.unet
+        scale = torch.tensor([cfg - 1.0])
+        return self._pipe.get_guidance_scale_embedding(scale, unet.config.time_cond_proj_dim).to(
+            self.device, unet.dtype
+        )
+
     def _conditioning(self, texts: list[_Text], z_t: Tensor) -> dict[str, Any]:
         """What the UNet takes besides its input and time."""
         dtype = self._pipe.unet.dtype
-        hidden = torch.cat([text.hidden for text in texts]).to(dtype)
+        hidden = batched([text.hidden for text in texts]).to(dtype)
         pooled = [text.pooled for text in texts if text.pooled is not None]
         if not pooled:
             return {"encoder_hidden_states": hidden}
@@ -160,30 +193,28 @@ class DiffusersPrior:
     def _positive(self, views: Cameras | None, count: int) -> list[_Text]:
         if views is None:
             return [self._encode(self.positive)] * count
-        return [self._encode(f"{self.positive}, {VIEW_WORDING[name]}") for name in views.view_names()]
+        return [self._encode(self._seen_as(VIEW_WORDING[name])) for name in views.view_names()]
 
-    @torch.no_grad()
-    def _encode(self, text: str) -> _Text:
-        if text not in self._encoded:
-            hidden, _, *pooled = self._pipe.encode_prompt(
-                text, device=self.device, num_images_per_prompt=1, do_classifier_free_guidance=False
-            )
-            self._encoded[text] = _Text(hidden, pooled[0] if pooled else None, _WANTED_SCORE)
-        return self._encoded[text]
+    def _seen_as(self, view: str) -> str:
+        """The positive prompt for a view."""
+        whole = f"{self.positive}, {view}"
+        if all(len(chunked(*encoder, whole)) == 1 for encoder in self._encoders):
+            return whole
+        return f"{view}, {self.positive}"
 
-    @torch.no_grad()
+    def _encode(self, text: str, score: float = _WANTED_SCORE) -> _Text:
+        if (text, score) not in self._encoded:
+            hidden, pooled = encode_text(self._encoders, text, penultimate=self._xl)
+            self._encoded[text, score] = _Text(hidden, pooled, score)
+        return self._encoded[text, score]
+
     def _negative(self) -> _Text:
-        if self._unconditional is None:
-            # None lets the pipeline choose: SDXL's takes zeros instead of an encoded empty text.
-            _, hidden, *pooled = self._pipe.encode_prompt(
-                self.positive,
-                device=self.device,
-                num_images_per_prompt=1,
-                do_classifier_free_guidance=True,
-                negative_prompt=self.negative or None,
-            )
-            self._unconditional = _Text(hidden, pooled[1] if pooled else None, _UNWANTED_SCORE)
-        return self._unconditional
+        if self.negative or not self._pipe.config.get("force_zeros_for_empty_prompt", False):
+            return self._encode(self.negative, _UNWANTED_SCORE)
+        # SDXL was trained with zeros in place of an encoded empty text.
+        like = self._encode("")
+        pooled = None if like.pooled is None else torch.zeros_like(like.pooled)
+        return _Text(torch.zeros_like(like.hidden), pooled, _UNWANTED_SCORE)
 
 
 def load_pipeline(
@@ -192,6 +223,7 @@ def load_pipeline(
     loras: Sequence[tuple[Path, float]] = (),
     device: torch.device | str = "cpu",
     config: Path | None = None,
+    vae: Path | None = None,
 ) -> Any:
     """Read a text-to-image pipeline from local files.
 
@@ -199,38 +231,46 @@ def load_pipeline(
         path: a diffusers folder with safetensors weights, or a single-file .safetensors checkpoint in
             the layout of the original Stable Diffusion code.
         dtype: of the UNet and the text encoders: float32, float16 or bfloat16. The VAE is float32.
-        loras: safetensors files with their weights; they are added to the model's own weights.
+        loras: safetensors files with their weights; they are added to the model's own weights (`lora_files`).
         device: where the pipeline goes.
         config: for a single file, and only then: a local diffusers folder of the same family, whose
-            settings (prediction type and VAE scale among them) and tokenizers are used; it needs no weights.
+            settings (VAE scale among them) and tokenizers are used; it needs no weights. What the file itself says
+            of its prediction type and noise levels counts (`checkpoints`).
+        vae: a folder or a safetensors file of a VAE to use instead of the model's.
 
     Returns:
         A diffusers pipeline for `DiffusersPrior`.
 
     Raises:
         BadFile: a file or folder is missing, broken, or not of a supported family.
-        ValueError: `config` is missing.
-        ImportError: diffusers, transformers or peft is not installed.
+        ValueError: `config` is missing, or a LoRA's weight is not a finite number.
+        ImportError: diffusers or transformers is not installed.
     """
     _require_packages()
+    files = [read_lora(lora, weight) for lora, weight in loras]
+    if not path.exists():
+        raise BadFile(f"there is no model folder or file {path}")
+    if vae is not None and not vae.exists():
+        raise BadFile(f"there is no VAE {vae}")
     with without_messages(_OF_NO_CONCERN), bars_on_terminals("diffusers", "transformers"):
-        for lora, _ in loras:
-            _check_lora(lora)
         if path.is_dir():
-            pipe = _load_folder(path, dtype)
-        elif path.is_file():
-            pipe = _load_file(path, dtype, config)
+            pipe = _load_folder(path, dtype, vae and _load_vae(vae, path))
         else:
-            raise BadFile(f"there is no model folder or file {path}")
+            _check_safetensors(path)
+            if config is None:
+                raise ValueError(
+                    f"the single file {path} needs a config: a local diffusers folder of the same family, for its"
+                    " settings and tokenizers"
+                )
+            pipe = _load_file(path, dtype, config, vae and _load_vae(vae, config))
         with _reading(path):
             pipe.to(device, silence_dtype_warnings=True)
-        for lora, weight in loras:
-            _add_lora(pipe, lora, weight)
+    add_loras(pipe, files)
     return pipe
 
 
 def _require_packages() -> None:
-    missing = [name for name in ("diffusers", "transformers", "peft") if find_spec(name) is None]
+    missing = [name for name in ("diffusers", "transformers") if find_spec(name) is None]
     if missing:
         raise ImportError(f"diffusers models need {', '.join(missing)}: pip install dreamflow[headless]")
 
@@ -242,42 +282,90 @@ def _parameterisation(scheduler: Any) -> Parameterisation:
             f"{type(scheduler).__name__} with prediction type '{scheduler.config.get('prediction_type')}' is of an"
             f" unsupported kind of model; supported are {' and '.join(_KINDS)} on a discrete schedule"
         )
+    if scheduler.config.get("rescale_betas_zero_snr") and float(scheduler.alphas_cumprod[-1]) > 1e-6:
+        # Not every class of scheduler obeys it.
+        scheduler = with_settings(scheduler)
     return kind(scheduler.alphas_cumprod)
 
 
-def _load_folder(folder: Path, dtype: torch.dtype) -> Any:
+def _load_folder(folder: Path, dtype: torch.dtype, vae: Any) -> Any:
     import diffusers
 
     index = _check_folder(folder)
     with _reading(folder):
-        pipe = getattr(diffusers, index["_class_name"]).from_pretrained(
-            str(folder),
-            dtype={"vae": torch.float32, "default": dtype},
-            variant=_variant(folder / "unet"),
-            use_safetensors=True,
-            local_files_only=True,
-            **_without_checker(index),
+        parts = {name: _load_part(folder, name, kind, dtype) for name, kind in _parts(index) if name != "vae"}
+        parts["vae"] = vae or _load_part(folder, "vae", ("diffusers", "AutoencoderKL"), torch.float32)
+        return getattr(diffusers, index["_class_name"]).from_pretrained(
+            str(folder), local_files_only=True, **parts, **_without_checker(index)
         )
-    return pipe
 
 
-def _load_file(path: Path, dtype: torch.dtype, config: Path | None) -> Any:
+def _parts(index: dict[str, Any]) -> list[tuple[str, tuple[str, str]]]:
+    """The pipeline's networks, each with its library and class."""
+    names = ("unet", "vae", "text_encoder", "text_encoder_2")
+    return [(name, tuple(index[name])) for name in names if index.get(name, (None,))[0] is not None]
+
+
+def _load_part(folder: Path, name: str, kind: tuple[str, str], dtype: torch.dtype) -> Any:
+    """A network of a diffusers folder, whose weights may be of a precision, and in as many files, as they like."""
+    library, class_name = kind
+    if library not in ("diffusers", "transformers"):
+        raise BadFile(f"{folder / name} is a {class_name} of {library}, which is not read")
+    part, info = getattr(import_module(library), class_name).from_pretrained(
+        str(folder),
+        subfolder=name,
+        variant=_variant(folder / name),
+        use_safetensors=True,
+        local_files_only=True,
+        dtype=dtype,
+        output_loading_info=True,
+    )
+    strangers = [key for key in info["unexpected_keys"] if not key.endswith(("position_ids", "logit_scale"))]
+    for what, keys in (("has tensors that it does not know", strangers), ("lacks weights", info["missing_keys"])):
+        if keys:
+            raise BadFile(f"{folder / name} {what}: {', '.join(sorted(keys)[:3])}")
+    return part
+
+
+def _load_vae(path: Path, config: Path) -> Any:
+    """A VAE in place of the model's: a folder, or a file of the family that the model's folder describes."""
     import diffusers
 
-    _check_safetensors(path)
-    if config is None:
-        raise ValueError(
-            f"the single file {path} needs a config: a local diffusers folder of the same family, for its settings"
-            " and tokenizers"
+    with _reading(path):
+        if path.is_dir():
+            place, name = (path, "vae") if (path / "vae").is_dir() else (path.parent, path.name)
+            vae = _load_part(place, name, ("diffusers", "AutoencoderKL"), torch.float32)
+        else:
+            _check_safetensors(path)
+            source: dict[str, Any] = {"config": str(config), "subfolder": "vae", "local_files_only": True}
+            vae = diffusers.AutoencoderKL.from_single_file(str(path), dtype=torch.float32, **source)
+    channels = _read_json(config / "unet" / "config.json").get("in_channels")
+    if vae.config.latent_channels != channels:
+        raise BadFile(
+            f"the VAE {path} has latents of {vae.config.latent_channels} channels; the model takes {channels}"
         )
+    return vae
+
+
+def _load_file(path: Path, dtype: torch.dtype, config: Path, vae: Any) -> Any:
+    import diffusers
+
     index = _check_folder(config)
     _check_family(path, config)
     source: dict[str, Any] = {"config": str(config), "local_files_only": True}
     with _reading(path):
-        vae = diffusers.AutoencoderKL.from_single_file(str(path), subfolder="vae", dtype=torch.float32, **source)
+        scheduler = getattr(diffusers, index["scheduler"][1]).from_pretrained(
+            str(config), subfolder="scheduler", local_files_only=True
+        )
+        settings = scheduler_settings(path, scheduler)
+        vae = vae or diffusers.AutoencoderKL.from_single_file(str(path), subfolder="vae", dtype=torch.float32, **source)
         pipe = getattr(diffusers, index["_class_name"]).from_single_file(
             str(path), vae=vae, dtype=dtype, **source, **_without_checker(index)
         )
+        if settings:
+            pipe.scheduler = with_settings(scheduler, **settings)
+        with safe_open(path, "pt") as file:
+            check_used(path, file.keys(), pipe)
     return pipe
 
 
@@ -327,16 +415,6 @@ def _not_text_to_image(path: Path, channels: int | None, latent_channels: int | 
     )
 
 
-def _check_lora(path: Path) -> None:
-    if not path.is_file():
-        raise BadFile(f"there is no LoRA file {path}")
-    _check_safetensors(path)
-    with safe_open(path, "pt") as file:
-        names = list(file.keys())
-    if not any("lora" in name for name in names):
-        raise BadFile(f"{path} is not a LoRA file: none of its tensors is named so")
-
-
 def _check_safetensors(path: Path) -> None:
     if path.suffix != ".safetensors":
         raise BadFile(f"{path} is not a .safetensors file; others can hold code and are not read: convert it first")
@@ -344,24 +422,11 @@ def _check_safetensors(path: Path) -> None:
         pass
 
 
-def _add_lora(pipe: Any, path: Path, weight: float) -> None:
-    """Add a LoRA to the pipeline's weights, leaving its modules as they were."""
-    with safe_open(path, "pt") as file:
-        names = list(file.keys())
-    has_no_text = all(name.startswith(("unet.", "lora_unet_")) for name in names)
-    with _reading(path), without_messages(_NO_TEXT_LORA if has_no_text else {}):
-        pipe.load_lora_weights(str(path), local_files_only=True, use_safetensors=True)
-        adapted = list(pipe.get_list_adapters())
-        if not adapted:
-            raise BadFile(f"{path} is not a LoRA of this model: none of its tensors fits")
-        pipe.fuse_lora(components=adapted, lora_scale=weight)
-    pipe.unload_lora_weights()
-
-
 def _variant(folder: Path) -> str | None:
-    """fp16 where that is the only precision a folder has weights in."""
-    names = [file.name for file in folder.glob("*.safetensors")]
-    return "fp16" if names and all(".fp16." in name for name in names) else None
+    """What the weights of a network's folder are called besides, if there are none without: fp16, bf16..."""
+    pattern = re.compile(r"(?:diffusion_pytorch_model|model)(?:-\d+-of-\d+)?(?:\.(\w+))?(?:-\d+-of-\d+)?\.safetensors")
+    variants = {match[1] for file in folder.glob("*.safetensors") if (match := pattern.fullmatch(file.name))}
+    return None if None in variants or not variants else min(variants, key=lambda name: (name != "fp16", name))
 
 
 def _without_checker(index: dict[str, Any]) -> dict[str, Any]:
@@ -380,7 +445,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 @contextmanager
 def _reading(path: Path) -> Iterator[None]:
-    """`state.reading` for what diffusers, transformers and peft raise."""
+    """`state.reading` for what diffusers and transformers raise."""
     with reading(path):
         try:
             yield

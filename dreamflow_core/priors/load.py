@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,6 +26,10 @@ class HeadlessPrior(Prior, Session, Protocol):
         ...
 
 
+_log = logging.getLogger(__name__)
+_DISTILLED = re.compile(r"(?<![a-z])(?:turbo|lightning|lcm|tcd|dmd2?|hyper[-_ ]?sdx?l?\d*)(?![a-z])", re.IGNORECASE)
+"""Of a model's file name: few-step models that were distilled from a guided one, and burn if they are guided again."""
+
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -35,11 +41,14 @@ class PriorSettings:
         model: "demo", a local diffusers folder or a single-file checkpoint.
         positive: prompt.
         negative: prompt; None is the kind of model's own default.
-        cfg: classifier-free guidance scale; None is the kind of model's own default.
+        cfg: classifier-free guidance scale; None is the kind of model's own default, which is 1 for one that is
+            distilled by its name (Turbo, Lightning, LCM, TCD, DMD, Hyper-SD).
         loras: files, each FILE or FILE:WEIGHT.
         dtype: weights of a diffusers model: fp32, fp16 or bf16. The demo models are fp32.
         config: diffusers folder that supplies a single-file checkpoint's configuration and tokenizer.
+        vae: file or folder of a VAE to use instead of a diffusers model's own.
         save_memory: whether a diffusers model computes parts twice instead of keeping them.
+        device: cpu, cuda, mps, xpu, or one of several (cuda:1); None is the accelerator that torch finds, or the CPU.
     """
 
     model: str
@@ -49,7 +58,9 @@ class PriorSettings:
     loras: Sequence[str] = ()
     dtype: str = "fp32"
     config: str | None = None
+    vae: str | None = None
     save_memory: bool = False
+    device: str | None = None
 
 
 def job_of(settings: PriorSettings) -> dict[str, Any]:
@@ -74,11 +85,12 @@ def load_prior(settings: PriorSettings) -> HeadlessPrior:
         BadFile: the model or a LoRA is missing, broken or of a kind that cannot be used.
         ValueError: a prompt or a setting does not fit the model.
     """
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = find_device(settings.device)
     guided = {name: value for name in ("negative", "cfg") if (value := getattr(settings, name)) is not None}
     if settings.model in MODELS:
-        if settings.loras:
-            raise ValueError("the demo models take no LoRA files")
+        for name, value in (("LoRA files", settings.loras), ("VAE", settings.vae)):
+            if value:
+                raise ValueError(f"the demo models take no {name}")
         return DemoPrior(load_model(MODELS[settings.model]).to(device), settings.positive, **guided)
     path = Path(settings.model)
     if not path.exists():
@@ -89,9 +101,32 @@ def load_prior(settings: PriorSettings) -> HeadlessPrior:
     from .diffusers import DiffusersPrior, load_pipeline
 
     loras = [_lora(text) for text in settings.loras]
-    config = None if settings.config is None else Path(settings.config)
-    pipeline = load_pipeline(path, DTYPES[settings.dtype], loras, device, config)
+    config, vae = (None if name is None else Path(name) for name in (settings.config, settings.vae))
+    pipeline = load_pipeline(path, DTYPES[settings.dtype], loras, device, config, vae)
+    if "cfg" not in guided and pipeline.unet.config.get("time_cond_proj_dim") is None:
+        named = _DISTILLED.search(path.stem if path.is_file() else path.resolve().name)
+        if named is not None:
+            _log.warning("%s is a distilled model by its name (%s): guidance scale 1", path, named[0])
+            guided["cfg"] = 1.0
     return DiffusersPrior(pipeline, settings.positive, save_memory=settings.save_memory, **guided)
+
+
+def find_device(name: str | None = None) -> torch.device:
+    """The device of this name, or the one that torch would take.
+
+    Raises:
+        ValueError: there is no such device here.
+    """
+    if name is None:
+        return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(f"there is no device '{name}' here: cpu, cuda, mps or xpu, where torch has it") from error
+    if device.type == "meta":
+        raise ValueError("the device 'meta' computes nothing: cpu, cuda, mps or xpu, where torch has it")
+    return device
 
 
 def _lora(text: str) -> tuple[Path, float]:

@@ -256,7 +256,7 @@ def _visible_torch(boxes: Boxes, x: Tensor, y: Tensor, views: int) -> Tensor:
 
 def _tile_side(boxes: Boxes) -> int:
     """A power of two near the typical box's side: larger tiles test in vain, smaller ones are too many."""
-    area = float((boxes.columns * boxes.rows).double().mean()) if len(boxes.rows) else 1.0
+    area = float((boxes.columns * boxes.rows).float().mean()) if len(boxes.rows) else 1.0
     return 1 << min(max(round(math.log2(area) / 2), 2), 6)
 
 

@@ -118,13 +118,13 @@ def _weights(family: str) -> dict[str, torch.Tensor]:
         if marks["adm_in_channels"]:
             sizes["num_classes"] = "sequential"
         network = UNetModel(**sizes, **common)
-    return _randomised(network).state_dict()
+    return randomised(network).state_dict()
 
 
 def vae(dtype: torch.dtype | None = None, channels: int = 4):
     """A VAE with an encoder of Stable Diffusion's kind, computed in `dtype`."""
     sizes = {**_VAE, "z_channels": channels}
-    network = _randomised(AutoencoderKL(ddconfig=sizes, embed_dim=channels))
+    network = randomised(AutoencoderKL(ddconfig=sizes, embed_dim=channels))
     made = comfy.sd.VAE(
         sd=network.state_dict(), config={"params": {"ddconfig": sizes, "embed_dim": channels}}, dtype=dtype
     )
@@ -151,7 +151,7 @@ def control_net(family: str = "sd1"):
         network = ControlNet(**sizes, **common)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "control.safetensors"
-        comfy.utils.save_torch_file(_randomised(network).state_dict(), str(path))
+        comfy.utils.save_torch_file(randomised(network).state_dict(), str(path))
         return comfy.controlnet.load_controlnet(str(path))
 
 
@@ -187,7 +187,7 @@ def channels(family: str) -> int:
     return 16 if family in ("sd3", "flux") else 4
 
 
-def _randomised(network: nn.Module) -> nn.Module:
+def randomised(network: nn.Module) -> nn.Module:
     """With weights that keep activations of order 1; comfy's layers come without any."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
