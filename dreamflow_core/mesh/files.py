@@ -25,6 +25,7 @@ from trimesh.visual.material import PBRMaterial
 from ..state import BadFile, write_bytes
 from . import topology
 from .bake import sample_texture
+from .colours import to_display, to_linear
 from .mesh import BadMesh, Floats, Mesh
 from .normal_map import vertex_tangents
 
@@ -79,16 +80,6 @@ def load_mesh(path: Path) -> Mesh:
         return Mesh(read.vertices, read.faces, **attributes, unlit=unlit)
     except BadMesh as error:
         raise BadFile(f"{path} cannot be used: {error}") from error
-
-
-def to_linear(colours: Floats) -> Floats:
-    """Linear light of display-referred (sRGB) values in [0, 1]."""
-    return np.where(colours <= 0.04045, colours / 12.92, ((colours + 0.055) / 1.055) ** 2.4)
-
-
-def to_display(colours: Floats) -> Floats:
-    """Display-referred (sRGB) values of linear light in [0, 1]."""
-    return np.where(colours <= 0.0031308, colours * 12.92, 1.055 * colours ** (1 / 2.4) - 0.055)
 
 
 def tangents(mesh: Mesh) -> Floats:
