@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..job import of_file
-from ..mesh.files import SUFFIXES, load_mesh, save_mesh
+from ..mesh.files import READ_SUFFIXES, SUFFIXES, load_mesh, save_mesh
 from ..mesh.mesh import Mesh
 from ..mesh.prepare import framed
 from ..pipeline import extract_mesh, optimise_mesh, optimise_nerf
@@ -41,7 +41,7 @@ def add_commands(commands: Any) -> None:
     add_settings(parser, ExtractSettings())
     for name, summary in (("tune", "improve any mesh with a model"), ("refine", "the same with finer defaults")):
         parser = add(name, _optimise_mesh, summary)
-        parser.add_argument("mesh", type=Path, metavar="MESH", help=f"a mesh file: {', '.join(SUFFIXES)}")
+        parser.add_argument("mesh", type=Path, metavar="MESH", help=f"a mesh file: {', '.join(READ_SUFFIXES)}")
         _add_format(parser)
         _add_stage_options(parser, name)
     parser = add("render", _render, "pictures of a mesh or a radiance field from all around")

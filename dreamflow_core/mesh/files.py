@@ -6,10 +6,8 @@ becomes vertex colours. Neither keeps a normal map.
 
 from __future__ import annotations
 
-import io
-import json
+import logging
 import math
-import struct
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -24,13 +22,18 @@ from trimesh.exchange.ply import export_ply
 from trimesh.visual.material import PBRMaterial
 
 from ..pictures import reading_picture, to_colours
-from ..state import BadFile, write_bytes
-from . import topology
+from ..state import BadFile, reading, write_bytes
+from . import gltf, topology
 from .bake import sample_texture
+from .colours import to_linear
+from .from_gltf import one_mesh
 from .mesh import Floats, Mesh
 from .normal_map import vertex_tangents
 
 SUFFIXES = (".glb", ".obj", ".ply")
+"""Of files that are written."""
+READ_SUFFIXES = (".glb", ".gltf", ".obj", ".ply")
+"""Of files that are read."""
 
 _UNLIT = "KHR_materials_unlit"
 _CLAMP_TO_EDGE = 33071
@@ -47,7 +50,7 @@ def save_mesh(path: Path, mesh: Mesh) -> None:
     Raises:
         BadFile: the suffix is another, or the file cannot be written.
     """
-    suffix = _suffix(path)
+    suffix = _suffix(path, SUFFIXES)
     if mesh.normals is None:
         mesh = replace(mesh, normals=topology.vertex_normals(mesh.vertices, mesh.faces))
     try:
@@ -59,31 +62,26 @@ def save_mesh(path: Path, mesh: Mesh) -> None:
 
 
 def load_mesh(path: Path) -> Mesh:
-    """Read a mesh; several in one file become one. Normals are not read: `topology.vertex_normals` makes them.
+    """Read a mesh; several in one file become one (`from_gltf`). Normals are read of glTF alone. What is left out
+    is one line of the log.
 
     Raises:
         BadFile: the file is missing, broken, of another format, or holds no usable mesh.
     """
-    suffix = _suffix(path)
+    suffix = _suffix(path, READ_SUFFIXES)
     if not path.is_file():
         raise BadFile(f"there is no file {path}")
+    if suffix in gltf.SUFFIXES:
+        with reading(path):
+            mesh, lost = one_mesh(gltf.read_gltf(path))
+        if lost:
+            logging.warning("%s: %s", path, "; ".join(lost))
+        return mesh
     with reading_picture(path):
         read = _one_mesh(trimesh.load_scene(path, process=False))
         if read is None:
             raise BadFile(f"{path} holds no triangles")
-        attributes = _attributes(read.visual, linear=suffix == ".glb")
-        unlit = suffix == ".glb" and _UNLIT in _glb_header(path.read_bytes()).get("extensionsUsed", [])
-        return Mesh(read.vertices, read.faces, **attributes, unlit=unlit)
-
-
-def to_linear(colours: Floats) -> Floats:
-    """Linear light of display-referred (sRGB) values in [0, 1]."""
-    return np.where(colours <= 0.04045, colours / 12.92, ((colours + 0.055) / 1.055) ** 2.4)
-
-
-def to_display(colours: Floats) -> Floats:
-    """Display-referred (sRGB) values of linear light in [0, 1]."""
-    return np.where(colours <= 0.0031308, colours * 12.92, 1.055 * colours ** (1 / 2.4) - 0.055)
+        return Mesh(read.vertices, read.faces, **_attributes(read.visual))
 
 
 def tangents(mesh: Mesh) -> Floats:
@@ -93,9 +91,9 @@ def tangents(mesh: Mesh) -> Floats:
     return vertex_tangents(vertices, faces, uvs, faces, normals).numpy()
 
 
-def _suffix(path: Path) -> str:
-    if path.suffix.lower() not in SUFFIXES:
-        raise BadFile(f"{path} is not a mesh file that can be used: its name must end in {', '.join(SUFFIXES)}")
+def _suffix(path: Path, suffixes: tuple[str, ...]) -> str:
+    if path.suffix.lower() not in suffixes:
+        raise BadFile(f"{path} is not a mesh file that can be used: its name must end in {', '.join(suffixes)}")
     return path.suffix.lower()
 
 
@@ -172,6 +170,7 @@ def _trimesh(mesh: Mesh, stem: str) -> trimesh.Trimesh:
         baseColorFactor=[255, 255, 255, 255],
         metallicFactor=0.0,
         roughnessFactor=_ROUGHNESS,
+        doubleSided=mesh.double_sided,
     )
     # trimesh puts the origin of UVs at the bottom left.
     uv = None if mesh.uvs is None else np.stack([mesh.uvs[:, 0], 1 - mesh.uvs[:, 1]], axis=-1)
@@ -191,10 +190,10 @@ def _one_mesh(scene: trimesh.Scene) -> trimesh.Trimesh | None:
     return cast(trimesh.Trimesh, trimesh.util.concatenate(meshes)) if meshes else None
 
 
-def _attributes(visual: Any, linear: bool) -> dict[str, Floats]:
-    """The `Mesh` attributes in what trimesh read; vertex colours are linear in GLB files only."""
+def _attributes(visual: Any) -> dict[str, Floats]:
+    """The `Mesh` attributes in what trimesh read."""
     if visual.kind in ("vertex", "face"):
-        return _colours(visual.vertex_colors, linear)
+        return _colours(visual.vertex_colors)
     if visual.kind != "texture":
         return {}
     attributes: dict[str, Floats] = {}
@@ -206,20 +205,13 @@ def _attributes(visual: Any, linear: bool) -> dict[str, Floats]:
             if image is not None:
                 attributes[name] = to_colours(image)
     if "color" in visual.vertex_attributes:
-        attributes |= _colours(visual.vertex_attributes["color"], linear)
+        attributes |= _colours(visual.vertex_attributes["color"])
     return attributes
 
 
-def _colours(values: np.ndarray, linear: bool) -> dict[str, Floats]:
+def _colours(values: np.ndarray) -> dict[str, Floats]:
     scale = 255 if values.dtype == np.uint8 else 65535 if values.dtype == np.uint16 else 1
-    colours = np.clip(values[:, :3].astype(np.float32) / scale, 0, 1)
-    return {"colours": to_display(colours) if linear else colours}
-
-
-def _glb_header(data: bytes) -> dict[str, Any]:
-    """The JSON of a GLB file."""
-    (length,) = struct.unpack_from("<I", data, 12)
-    return json.load(io.BytesIO(data[20 : 20 + length]))
+    return {"colours": np.clip(values[:, :3].astype(np.float32) / scale, 0, 1)}
 
 
 def _bytes(colours: Floats) -> np.ndarray:

@@ -34,6 +34,7 @@ class Mesh:
         normal_map: (H, W, 3) in [0, 1], tangent-space normals as glTF encodes them; needs uvs.
         colours: (V, 3) in [0, 1], display-referred (sRGB).
         unlit: the colours already contain the light, so a viewer should add none.
+        double_sided: faces are seen from behind too.
 
     Raises:
         BadMesh: no faces, NaN, an index out of range, or an attribute of the wrong shape.
@@ -47,6 +48,7 @@ class Mesh:
     normal_map: Floats | None = None
     colours: Floats | None = None
     unlit: bool = False
+    double_sided: bool = False
 
     def __post_init__(self) -> None:
         if np.size(self.faces) == 0:

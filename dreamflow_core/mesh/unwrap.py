@@ -65,9 +65,18 @@ def unwrap(mesh: Mesh, size: int, padding: int = 2) -> tuple[Mesh, Ints]:
     split_from = np.concatenate(source)
     # The same scale both ways, and a border as wide as the gaps.
     texels = np.concatenate(uvs) * (atlas.width, atlas.height) + gap
-    flat = Mesh(mesh.vertices[split_from], faces, texels / (max(atlas.width, atlas.height) + 2 * gap), unlit=mesh.unlit)
     normals, colours = (None if values is None else values[split_from] for values in (mesh.normals, mesh.colours))
-    return replace(flat, normals=normals, colours=colours), split_from
+    flat = replace(
+        mesh,
+        vertices=mesh.vertices[split_from],
+        faces=faces,
+        uvs=texels / (max(atlas.width, atlas.height) + 2 * gap),
+        texture=None,
+        normals=normals,
+        normal_map=None,
+        colours=colours,
+    )
+    return flat, split_from
 
 
 def check_texture_size(size: int) -> None:

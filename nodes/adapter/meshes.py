@@ -51,7 +51,7 @@ def _from_file(file: Any) -> Mesh:
 
 
 def _from_comfy(mesh: Any) -> Mesh:
-    from ...dreamflow_core.mesh.files import to_display
+    from ...dreamflow_core.mesh.colours import to_display
     from ...dreamflow_core.mesh.mesh import BadMesh, Mesh
 
     if len(mesh.vertices) != 1:
@@ -87,7 +87,8 @@ def look(mesh: Mesh) -> Look:
 
 def to_comfy(mesh: Mesh) -> Any:
     """A `Mesh` as a MESH, a batch of one on the CPU."""
-    from ...dreamflow_core.mesh.files import tangents, to_linear
+    from ...dreamflow_core.mesh.colours import to_linear
+    from ...dreamflow_core.mesh.files import tangents
     from ...dreamflow_core.mesh.topology import vertex_normals
 
     colours = None if mesh.colours is None else to_linear(mesh.colours)

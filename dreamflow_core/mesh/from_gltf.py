@@ -1,0 +1,160 @@
+"""A glTF scene as one mesh with one texture."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from .bake import fill, surface_texels
+from .colours import to_display, to_linear
+from .gltf import Part, Scene
+from .gltf_materials import Material, Texture
+from .mesh import Floats, Mesh
+from .unwrap import unwrap
+
+_SMALLEST, _LARGEST = 512, 4096
+"""Sides of the atlas that several textures are baked into."""
+_FILLED = 0.5
+"""About how much of an atlas shows the surface."""
+
+
+def one_mesh(scene: Scene) -> tuple[Mesh, list[str]]:
+    """All parts of a scene as one mesh, and what of it the mesh has no place for, a sentence each.
+
+    The base colour is factor times texture times COLOR_0, as glTF 2.0 multiplies them (3.9.2). UVs stay as they are
+    where one material covers all and they lie in its texture; several textures, tiled ones, and those under vertex
+    colours are baked into a new atlas. Without a texture, factors and COLOR_0 become vertex colours.
+    """
+    materials = list(scene.materials.values())
+    mesh = Mesh(
+        np.concatenate([part.positions for part in scene.parts]),
+        _joined([part.faces for part in scene.parts], [len(part.positions) for part in scene.parts]),
+        normals=_all([part.normals for part in scene.parts]),
+        unlit=all(material.unlit for material in materials),
+        double_sided=any(material.double_sided for material in materials),
+    )
+    if not any(_texture(scene, part) for part in scene.parts):
+        mesh = replace(mesh, uvs=_plain_uvs(scene), colours=_vertex_colours(scene))
+    elif (kept := _kept(scene)) is not None:
+        uvs, texture, normal_map = kept
+        mesh = replace(mesh, uvs=uvs, texture=texture, normal_map=normal_map)
+    else:
+        mesh = _baked(scene, mesh)
+    return mesh, [*scene.warnings, *_lost(materials, mesh)]
+
+
+def _texture(scene: Scene, part: Part) -> Texture | None:
+    """The picture of a part's base colour that its UVs show."""
+    texture = scene.materials[part.material].base_texture
+    return texture if texture is not None and texture.tex_coord in part.uvs else None
+
+
+def _joined(faces: Sequence[np.ndarray], counts: Sequence[int]) -> np.ndarray:
+    starts = np.cumsum([0, *counts[:-1]])
+    return np.concatenate([of_part + start for of_part, start in zip(faces, starts)])
+
+
+def _all(arrays: Sequence[Floats | None]) -> Floats | None:
+    given = [array for array in arrays if array is not None]
+    return np.concatenate(given) if len(given) == len(arrays) else None
+
+
+def _in_unit_square(uvs: Floats | None) -> Floats | None:
+    return uvs if uvs is not None and uvs.min() >= 0 and uvs.max() <= 1 else None
+
+
+def _plain_uvs(scene: Scene) -> Floats | None:
+    """The first set of UVs of all parts, if a texture can be painted on it."""
+    return _in_unit_square(_all([part.uvs.get(0) for part in scene.parts]))
+
+
+def _vertex_colours(scene: Scene) -> Floats | None:
+    """Factor times COLOR_0; None where nothing in the file has a colour."""
+    if all(part.material is None and part.colours is None for part in scene.parts):
+        return None
+    colours = []
+    for part in scene.parts:
+        factor = np.array(scene.materials[part.material].base_colour[:3])
+        vertices = np.ones((len(part.positions), 3)) if part.colours is None else part.colours[:, :3]
+        colours.append(to_display(factor * vertices))
+    return np.concatenate(colours)
+
+
+def _kept(scene: Scene) -> tuple[Floats, Floats, Floats | None] | None:
+    """UVs, texture and normal map as the file has them, where that is all there is to its colours."""
+    (material, *others) = scene.materials.values()
+    texture = material.base_texture
+    white = all(part.colours is None or (part.colours[:, :3] == 1).all() for part in scene.parts)
+    if others or texture is None or not white:
+        return None
+    uvs = _all([part.uvs.get(texture.tex_coord) for part in scene.parts])
+    if uvs is None:
+        return None
+    placed = _in_unit_square(texture.transform(uvs) if _is_moved(texture) else uvs)
+    if placed is None:
+        return None
+    colours = _colours(texture)
+    if material.base_colour[:3] != (1.0, 1.0, 1.0):
+        colours = to_display(to_linear(colours) * material.base_colour[:3])
+    bumps = material.normal_texture
+    return placed, colours, _colours(bumps) if bumps is not None and _seen_alike(bumps, texture) else None
+
+
+def _colours(texture: Texture) -> Floats:
+    pixels = texture.picture.pixels
+    return pixels[..., :3].astype(np.float32) / np.iinfo(pixels.dtype).max
+
+
+def _is_moved(texture: Texture) -> bool:
+    return (texture.offset, texture.rotation, texture.scale) != ((0.0, 0.0), 0.0, (1.0, 1.0))
+
+
+def _seen_alike(texture: Texture, other: Texture) -> bool:
+    """Whether two textures of a material lie on each other."""
+    names = ("tex_coord", "offset", "rotation", "scale")
+    return all(getattr(texture, name) == getattr(other, name) for name in names) and texture.strength == 1
+
+
+def _baked(scene: Scene, mesh: Mesh) -> Mesh:
+    """The mesh with an atlas of its own, into which all parts are baked."""
+    size = _atlas_size(scene)
+    flat, _ = unwrap(mesh, size)
+    texels = surface_texels(flat, size)
+    colours = np.empty((len(texels.face), 3), np.float32)
+    end = 0
+    for part in scene.parts:
+        start, end = end, end + len(part.faces)
+        of_part = np.flatnonzero((texels.face >= start) & (texels.face < end))
+        linear = scene.base_colours(part, texels.face[of_part] - start, texels.weights[of_part])
+        colours[of_part] = to_display(linear[:, :3])
+    return replace(flat, texture=fill(texels, colours))
+
+
+def _atlas_size(scene: Scene) -> int:
+    """Side of an atlas with about as many texels as the parts' UVs cover in their textures."""
+    total = 0.0
+    for part in scene.parts:
+        if (texture := _texture(scene, part)) is not None:
+            a, b, c = np.moveaxis(part.uvs[texture.tex_coord][part.faces] * texture.scale, 1, 0)
+            (ab, ac), (height, width) = (b - a, c - a), texture.picture.pixels.shape[:2]
+            total += np.abs(ab[:, 0] * ac[:, 1] - ab[:, 1] * ac[:, 0]).sum() / 2 * height * width
+    side = 1 << math.ceil(math.log2(max(math.sqrt(total / _FILLED), 1)))
+    return min(max(side, _SMALLEST), _LARGEST)
+
+
+def _lost(materials: Sequence[Material], mesh: Mesh) -> list[str]:
+    """What of the materials the mesh has no place for."""
+    lost = []
+    if any(material.alpha_mode != "OPAQUE" for material in materials):
+        lost.append("its transparency is left out")
+    if any(material.normal_texture for material in materials) and mesh.normal_map is None:
+        lost.append("its normal map is left out")
+    for name in ("metallic_roughness", "occlusion", "emissive"):
+        if any(getattr(material, f"{name}_texture") for material in materials):
+            lost.append(f"its {name.replace('_', '-')} map is left out")
+    if not mesh.unlit and any(material.unlit for material in materials):
+        lost.append("those of its materials that are unlit become lit")
+    return lost
