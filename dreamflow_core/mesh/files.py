@@ -190,13 +190,13 @@ def _one_mesh(scene: trimesh.Scene) -> trimesh.Trimesh | None:
     return cast(trimesh.Trimesh, trimesh.util.concatenate(meshes)) if meshes else None
 
 
-def _attributes(visual: Any) -> dict[str, Floats]:
+def _attributes(visual: Any) -> dict[str, Any]:
     """The `Mesh` attributes in what trimesh read."""
     if visual.kind in ("vertex", "face"):
         return _colours(visual.vertex_colors)
     if visual.kind != "texture":
         return {}
-    attributes: dict[str, Floats] = {}
+    attributes: dict[str, Any] = {}
     image = getattr(visual.material, "baseColorTexture", None) or getattr(visual.material, "image", None)
     images = {"texture": image, "normal_map": getattr(visual.material, "normalTexture", None)}
     if visual.uv is not None:
@@ -209,7 +209,7 @@ def _attributes(visual: Any) -> dict[str, Floats]:
     return attributes
 
 
-def _colours(values: np.ndarray) -> dict[str, Floats]:
+def _colours(values: np.ndarray) -> dict[str, Any]:
     scale = 255 if values.dtype == np.uint8 else 65535 if values.dtype == np.uint16 else 1
     return {"colours": np.clip(values[:, :3].astype(np.float32) / scale, 0, 1)}
 
