@@ -75,12 +75,19 @@ class Checkpoint:
         every: seconds between saves; a run also saves when it is cancelled and when it ends. A save that fails is
             a warning: the run goes on, and the last good state stays.
         resume: continue from `path` if it is there.
+
+    Raises:
+        ValueError: `every` is negative or NaN.
     """
 
     path: Path
     job: dict[str, Any]
     every: float = 60.0
     resume: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.every >= 0:
+            raise ValueError(f"the time between saved states is {self.every:g} seconds; it must be 0 or more")
 
 
 def optimise(

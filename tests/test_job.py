@@ -197,3 +197,19 @@ def test_a_foreign_record_is_named(tmp_path: Path):
         (tmp_path / "run.json").write_text(text)
         status, complaint = command("image", "a red cube", "--resume", "--out", tmp_path, *FEW)
         assert status == 2 and complaint.count("\n") == 1 and "run.json" in complaint, (text, complaint)
+
+
+def test_a_model_without_its_words_is_named(tmp_path: Path):
+    """transformers would make a tokenizer that knows no word, and say nothing."""
+    from test_diffusers_prior import make_pipeline
+
+    model = tmp_path / "model"
+    make_pipeline("sd1").save_pretrained(model)
+    for file in (model / "tokenizer").glob("*"):
+        if file.name != "tokenizer_config.json":
+            file.unlink()
+    status, complaint = command("image", "cat", "--model", model, "--out", tmp_path, *FEW)
+    assert status == 2 and f"{model / 'tokenizer'} holds no tokenizer" in complaint.splitlines()[-1]
+    (model / "model_index.json").write_text("[]")
+    status, complaint = command("image", "cat", "--model", model, "--out", tmp_path, *FEW)
+    assert status == 2 and "model_index.json is not a file of settings" in complaint.splitlines()[-1]

@@ -34,6 +34,7 @@ _PIPELINES = (
     "StableDiffusionXLPipeline",
     "StableDiffusionXLImg2ImgPipeline",
 )
+_VOCABULARIES = ("tokenizer.json", "vocab.json")
 _KINDS = {"epsilon": eps, "v_prediction": v}
 # What diffusers tells the refiner about pictures that are wanted, and about those that are not.
 _WANTED_SCORE, _UNWANTED_SCORE = 6.0, 2.5
@@ -379,6 +380,10 @@ def _check_folder(folder: Path) -> dict[str, Any]:
     index = _read_json(index_file)
     if index.get("_class_name") not in _PIPELINES:
         raise BadFile(f"{folder} is a {index.get('_class_name')}; supported are {', '.join(_PIPELINES)}")
+    for name in (name for name in index if name.startswith("tokenizer")):
+        # transformers makes a tokenizer that knows no word of a folder without one.
+        if not any((folder / name / vocabulary).is_file() for vocabulary in _VOCABULARIES):
+            raise BadFile(f"{folder / name} holds no tokenizer: it has none of {', '.join(_VOCABULARIES)}")
     channels = _read_json(folder / "unet" / "config.json").get("in_channels")
     latent_channels = _read_json(folder / "vae" / "config.json").get("latent_channels")
     if channels != latent_channels:
@@ -440,7 +445,10 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise BadFile(f"there is no file {path}")
     with _reading(path):
-        return json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(values, dict):
+        raise BadFile(f"{path} is not a file of settings")
+    return values
 
 
 @contextmanager

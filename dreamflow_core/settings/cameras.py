@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -39,6 +40,8 @@ class ViewRange:
             raise ValueError(f"views is {self.views}; it must be at least 1")
         for name in ("azimuth", "elevation", "radius", "fov"):
             low, high = getattr(self, name)
+            if not (math.isfinite(low) and math.isfinite(high)):
+                raise ValueError(f"the range of {name} is {low:g} to {high:g}; both ends must be numbers")
             if low > high:
                 raise ValueError(f"the range of {name} is {low:g} to {high:g}; the lower end comes first")
         if self.elevation[0] <= -90 or self.elevation[1] >= 90:

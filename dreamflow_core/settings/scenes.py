@@ -26,6 +26,9 @@ class HashGridSettings:
         entries_log2: log2 of the most entries a level's table may have.
         coarsest: cells per axis of the first level.
         finest: cells per axis of the last level.
+
+    Raises:
+        ValueError: a value is out of its range.
     """
 
     levels: int = 6
@@ -33,6 +36,9 @@ class HashGridSettings:
     entries_log2: int = 16
     coarsest: int = 4
     finest: int = 64
+
+    def __post_init__(self) -> None:
+        _at_least_one(self, "levels", "features", "entries_log2", "coarsest", "finest")
 
     @property
     def width(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -34,8 +35,8 @@ class PhiSettings:
     def __post_init__(self) -> None:
         if self.level not in PHI_LEVELS:
             raise ValueError(f"phi's level is '{self.level}'; it must be one of {', '.join(PHI_LEVELS)}")
-        if not self.learning_rate >= 0:
-            raise ValueError(f"phi's learning rate is {self.learning_rate}; it must not be negative")
+        if not 0 <= self.learning_rate < math.inf:
+            raise ValueError(f"phi's learning rate is {self.learning_rate}; it must be 0 or more")
 
 
 @dataclass(frozen=True)
@@ -107,8 +108,10 @@ class ImageSettings:
         _check_method(self.method)
         if self.count < 1:
             raise ValueError(f"the count of images is {self.count}; it must be at least 1")
-        if not self.start_noise >= 0:
-            raise ValueError(f"the start noise is {self.start_noise}; it must not be negative")
+        if not 0 <= self.start_noise < math.inf:
+            raise ValueError(f"the start noise is {self.start_noise}; it must be 0 or more")
+        if not 0 <= self.learning_rate < math.inf:
+            raise ValueError(f"the learning rate is {self.learning_rate}; it must be 0 or more")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,12 +164,19 @@ class ExtractSettings:
         faces: at most so many.
         texture_size: side of the texture, in texels.
         resolution: nodes per axis of the grid on which the surface is found.
+
+    Raises:
+        ValueError: the resolution is out of range.
     """
 
     threshold: float | None = None
     faces: int = 10000
     texture_size: int = 512
     resolution: int = 128
+
+    def __post_init__(self) -> None:
+        if self.resolution < 3:
+            raise ValueError(f"resolution is {self.resolution}; a surface is found between at least 3 nodes per axis")
 
 
 @dataclass(frozen=True)
