@@ -380,7 +380,8 @@ def _check_folder(folder: Path) -> dict[str, Any]:
     index = _read_json(index_file)
     if index.get("_class_name") not in _PIPELINES:
         raise BadFile(f"{folder} is a {index.get('_class_name')}; supported are {', '.join(_PIPELINES)}")
-    for name in (name for name in index if name.startswith("tokenizer")):
+    # A pipeline that goes without one of its tokenizers has [null, null] there.
+    for name in (name for name in index if name.startswith("tokenizer") and index[name] != [None, None]):
         # transformers makes a tokenizer that knows no word of a folder without one.
         if not any((folder / name / vocabulary).is_file() for vocabulary in _VOCABULARIES):
             raise BadFile(f"{folder / name} holds no tokenizer: it has none of {', '.join(_VOCABULARIES)}")
