@@ -152,9 +152,11 @@ def _lost(materials: Sequence[Material], mesh: Mesh) -> list[str]:
         lost.append("its transparency is left out")
     if any(material.normal_texture for material in materials) and mesh.normal_map is None:
         lost.append("its normal map is left out")
-    for name in ("metallic_roughness", "occlusion", "emissive"):
+    for name in ("metallic_roughness", "occlusion"):
         if any(getattr(material, f"{name}_texture") for material in materials):
             lost.append(f"its {name.replace('_', '-')} map is left out")
+    if any(any(material.emissive) for material in materials):
+        lost.append("its emission is left out")
     if not mesh.unlit and any(material.unlit for material in materials):
         lost.append("those of its materials that are unlit become lit")
     return lost
