@@ -6,7 +6,7 @@ What is read is what is in the default scene at rest: animations stand still. So
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..state import BadFile
-from .gltf_document import Document
+from .gltf_document import Document, whole
 from .gltf_materials import Material, MaterialReader
 from .gltf_nodes import matrices, placed, world_matrices
 from .mesh import BadMesh, Floats, Ints
@@ -166,7 +166,6 @@ class _Reader:
         self._document = document
         self._materials = MaterialReader(document)
         self._primitives: dict[tuple[int, int], tuple[dict[str, np.ndarray], Ints]] = {}
-        self._vertices = 0
         self._warnings: list[str] = []
         self._worlds = world_matrices(document)
 
@@ -174,7 +173,9 @@ class _Reader:
         for name in self._document.tree.get("extensionsRequired", []):
             if name not in _APPLIED | _WITHOUT_EFFECT | _LIGHTS:
                 raise BadMesh(f"it requires the extension {name}, which is not known")
-        parts = [part for node in self._shown_nodes() for part in self._parts(node)]
+        nodes = list(self._shown_nodes())
+        self._check_size(nodes)
+        parts = [part for node in nodes for part in self._parts(node)]
         if not parts:
             raise BadMesh("; ".join(["it shows no triangles", *dict.fromkeys(self._warnings)]))
         materials = {number: self._materials.read(number) for number in dict.fromkeys(part.material for part in parts)}
@@ -214,6 +215,23 @@ class _Reader:
             yield number
             waiting += reversed(node.get("children", []))
 
+    def _check_size(self, nodes: list[int]) -> None:
+        """Refuse what no memory holds before any of it is made."""
+
+        def counts(accessors: Iterable[int]) -> list[int]:
+            return [whole(self._document.item("accessors", accessor), "count") for accessor in accessors]
+
+        total = 0
+        for number in nodes:
+            node = self._document.item("nodes", number)
+            primitives = self._document.item("meshes", node["mesh"])["primitives"] if "mesh" in node else []
+            instancing = node.get("extensions", {}).get(_INSTANCING, {}).get("attributes", {})
+            attributes = [primitive["attributes"] for primitive in primitives]
+            vertices = counts(names["POSITION"] for names in attributes if "POSITION" in names)
+            total += max(counts(instancing.values()), default=1) * sum(vertices)
+        if total > _MOST_VERTICES:
+            raise BadMesh(f"its nodes show {total} vertices; at most {_MOST_VERTICES} are read")
+
     def _parts(self, number: int) -> Iterator[Part]:
         """The triangles of a node, once for each of its instances."""
         node = self._document.item("nodes", number)
@@ -225,9 +243,6 @@ class _Reader:
             if not self._is_drawn(node["mesh"], index, primitive):
                 continue
             local, faces = self._primitive(node["mesh"], index, primitive)
-            self._vertices += len(instances) * len(local["POSITION"])
-            if self._vertices > _MOST_VERTICES:
-                raise BadMesh(f"its nodes show more than {_MOST_VERTICES} vertices")
             if not len(faces):
                 continue
             attributes = self._morphed(local, primitive, node.get("weights", mesh.get("weights", [])))

@@ -40,13 +40,17 @@ def world_matrices(document: Document) -> dict[int, Floats]:
 
 
 def matrices(translations: Floats, rotations: Floats, scales: Floats) -> Floats:
-    """Matrices (N, 4, 4) that scale (N, 3), then turn by quaternions (N, 4) x, y, z, w, then move (N, 3)."""
+    """Matrices (N, 4, 4) that scale (N, 3), then turn by quaternions (N, 4) x, y, z, w, then move (N, 3).
+
+    Raises:
+        BadMesh: one is not finite.
+    """
     from scipy.spatial.transform import Rotation
 
     made = np.tile(np.eye(4), (len(translations), 1, 1))
     made[:, :3, :3] = Rotation.from_quat(rotations).as_matrix() * scales[:, None]
     made[:, :3, 3] = translations
-    return made
+    return _finite(made)
 
 
 def placed(attributes: dict[str, np.ndarray], faces: Ints, matrices: Floats) -> dict[str, Any]:
@@ -97,9 +101,15 @@ def _local_matrix(node: dict[str, Any], number: int) -> Floats:
         if not np.allclose(matrix[3], [0, 0, 0, 1], rtol=0, atol=1e-6):
             raise BadMesh(f"the matrix of its node {number} is not affine")
         matrix[3] = [0, 0, 0, 1]
-        return matrix
+        return _finite(matrix)
     given = (node.get("translation", [0, 0, 0]), node.get("rotation", [0, 0, 0, 1]), node.get("scale", [1, 1, 1]))
     return matrices(*(np.array(values, np.float64)[None] for values in given))[0]
+
+
+def _finite(matrix: Floats) -> Floats:
+    if not np.isfinite(matrix).all():
+        raise BadMesh("a node lies at infinity")
+    return matrix
 
 
 def _unit(vectors: Floats) -> Floats:
