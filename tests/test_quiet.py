@@ -41,7 +41,6 @@ def test_models_are_loaded_without_a_word_of_diffusers(tmp_path: Path):
     options = ["--out", tmp_path, "--count", 1, "--levels", 3, "--model", tmp_path / "model"]
     (line,) = said("image", "cat", *options, "--lora", tmp_path / "lora.safetensors")
     assert line.startswith("image: step 3 of 3")
-    assert any("truncated" in line for line in said("image", "cat " * 20, *options))
 
 
 @pytest.mark.parametrize("gpu", [False, True])
