@@ -20,7 +20,10 @@ SMALL = [
 
 def test_a_run_that_was_stopped_before_goes_on(tmp_path: Path):
     shutil.copy(BEFORE / "nerf-state.safetensors", tmp_path)
-    done = dreamflow("nerf", "a red sphere", "--seed", 3, *SMALL, "--out", tmp_path, "--resume")
+    run = ["nerf", "a red sphere", *SMALL, "--out", tmp_path, "--resume"]
+    other = dreamflow(*run, "--seed", 4)
+    assert other.returncode == 2 and "of another run: it differs in seed" in other.stderr, other.stderr
+    done = dreamflow(*run, "--seed", 3)
     assert done.returncode == 0, done.stderr
     assert load_state(tmp_path / "nerf-state.safetensors")["loop"]["step"] == 4
     made, then = (load_field(folder / "nerf.safetensors").field.state_dict() for folder in (tmp_path, BEFORE))

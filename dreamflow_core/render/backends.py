@@ -67,6 +67,9 @@ def _probe_warp(device: str) -> str:
         numbers[wp.tid()] = 2.0 * numbers[wp.tid()]
 
     numbers = torch.ones(2, device=device)
+    if numbers.is_cuda:
+        # Warp launches on a stream of its own here.
+        torch.cuda.synchronize(numbers.device)
     with quiet_warp():
         wp.launch(probe, dim=len(numbers), inputs=[wp.from_torch(numbers)], device=device)
     wp.synchronize_device(device)

@@ -92,7 +92,7 @@ class ImageSettings:
         method: "apfo", "vsd" or "sds".
         learning_rate: Adam's, for VSD and SDS; APFO moves by the flow itself.
         start_noise: standard deviation of the latents it starts from, where it does not start from an
-            image. At least the deviation of the model's latents; see `scenes.image.image_noise`.
+            image. At least the deviation of the model's latents; see `image_noise`.
         seed: of everything random.
     """
 
