@@ -330,7 +330,7 @@ def bad_stage_inputs(folder: Path, made: Path) -> dict[str, tuple[list, str]]:
         "no number": (["nerf", "a cube", "--azimuth", "nan", "nan"], "azimuth is nan to nan"),
         "time between states": (["nerf", "a cube", "--save-every", "nan"], "saved states is nan"),
         "no mesh": (["tune", "nowhere.glb", "a cube"], "no file nowhere.glb"),
-        "broken mesh": (["tune", folder / "text.glb", "a cube"], "text.glb cannot be loaded"),
+        "broken mesh": (["tune", folder / "text.glb", "a cube"], "text.glb cannot be used: its JSON is broken"),
         "a mesh without faces": (["tune", folder / "flat.ply", "a cube"], "flat.ply"),
         "NaN": (["tune", folder / "nan.obj", "a cube"], "NaN"),
         "format": (["refine", mesh, "a cube", "--format", "stl"], "invalid choice: 'stl'"),
