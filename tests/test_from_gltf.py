@@ -290,8 +290,23 @@ def test_both_sides_stay(double_sided: bool, file: GltfFile, tmp_path: Path):
 
 
 def test_nothing_is_said_where_nothing_is_lost(file: GltfFile, tmp_path: Path, caplog: pytest.LogCaptureFixture):
-    file.show(file.quad(material=material(file, clamped(file, FOUR))))
+    file.show(with_normals(file, file.quad(material=material(file, clamped(file, FOUR)))))
     assert warnings(file, tmp_path, caplog)[1] == ""
+
+
+def with_normals(file: GltfFile, primitive: dict) -> dict:
+    primitive["attributes"]["NORMAL"] = file.accessor([[0.0, 0.0, 1.0]] * 4)
+    return primitive
+
+
+def test_normals_that_do_not_stay_are_said(file: GltfFile, tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    number = material(file, clamped(file, FOUR))
+    file.show(file.quad(material=number))
+    assert "flat faces become smooth" in warnings(file, tmp_path, caplog)[1]
+    caplog.clear()
+    file.show(with_normals(file, file.quad(material=number)))
+    mesh, said = warnings(file, tmp_path, caplog)
+    assert mesh.normals is None and "those of the others are left out" in said
 
 
 def test_what_is_left_out_is_said(file: GltfFile, tmp_path: Path, caplog: pytest.LogCaptureFixture):

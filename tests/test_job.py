@@ -169,11 +169,12 @@ def test_a_run_goes_on_with_moved_files_and_refuses_replaced_ones(tmp_path: Path
 
     model, lora, picture = tmp_path / "model", tmp_path / "style.safetensors", tmp_path / "start.png"
     make_pipeline("sd1").save_pretrained(model)
+    vae = shutil.copytree(model / "vae", tmp_path / "vae")
     make_lora(lora, "peft")
     Image.new("RGB", (64, 64), (200, 30, 30)).save(picture)
 
     def resume(model: Path, weight: float = 0.5) -> tuple[int, str]:
-        files = ("--model", model, "--lora", f"{lora}:{weight}", "--init", picture)
+        files = ("--model", model, "--vae", vae, "--lora", f"{lora}:{weight}", "--init", picture)
         return command("image", "cat", *files, "--resume", "--out", tmp_path / "out", *FEW)
 
     assert resume(model)[0] == 0
@@ -190,6 +191,11 @@ def test_a_run_goes_on_with_moved_files_and_refuses_replaced_ones(tmp_path: Path
     Image.new("RGB", (64, 64), (200, 31, 30)).save(picture)
     status, complaint = resume(moved)
     assert status == 2 and f"the contents of {picture}" in complaint
+    Image.new("RGB", (64, 64), (200, 30, 30)).save(picture)
+    (weights_of_vae,) = vae.glob("*.safetensors")
+    save_file({name: value * 2 for name, value in load_file(weights_of_vae).items()}, weights_of_vae)
+    status, complaint = resume(moved)
+    assert status == 2 and f"the contents of {vae}" in complaint.splitlines()[-1]
 
 
 def test_a_foreign_record_is_named(tmp_path: Path):

@@ -1,6 +1,6 @@
-"""Meshes in and out of GLB, OBJ and PLY files.
+"""Meshes in and out of GLB, OBJ and PLY files, and in from .gltf ones.
 
-GLB keeps everything. OBJ writes its material and texture beside itself. PLY has no textures: a texture
+GLB keeps all that a `Mesh` has. OBJ writes its material and texture beside itself. PLY has no textures: a texture
 becomes vertex colours. Neither keeps a normal map.
 """
 
@@ -32,7 +32,7 @@ from .normal_map import vertex_tangents
 
 SUFFIXES = (".glb", ".obj", ".ply")
 """Of files that are written."""
-READ_SUFFIXES = (".glb", ".gltf", ".obj", ".ply")
+READ_SUFFIXES = (*gltf.SUFFIXES, ".obj", ".ply")
 """Of files that are read."""
 
 _UNLIT = "KHR_materials_unlit"
@@ -198,12 +198,10 @@ def _attributes(visual: Any) -> dict[str, Any]:
         return {}
     attributes: dict[str, Any] = {}
     image = getattr(visual.material, "baseColorTexture", None) or getattr(visual.material, "image", None)
-    images = {"texture": image, "normal_map": getattr(visual.material, "normalTexture", None)}
     if visual.uv is not None:
         attributes["uvs"] = np.stack([visual.uv[:, 0], 1 - visual.uv[:, 1]], axis=-1)
-        for name, image in images.items():
-            if image is not None:
-                attributes[name] = to_colours(image)
+        if image is not None:
+            attributes["texture"] = to_colours(image)
     if "color" in visual.vertex_attributes:
         attributes |= _colours(visual.vertex_attributes["color"])
     return attributes

@@ -19,6 +19,7 @@ _SMALLEST, _LARGEST = 512, 4096
 """Sides of the atlas that several textures are baked into."""
 _FILLED = 0.5
 """About how much of an atlas shows the surface."""
+_FLAT = "it has no normals, and its flat faces become smooth"
 
 
 def one_mesh(scene: Scene) -> tuple[Mesh, list[str]]:
@@ -43,7 +44,12 @@ def one_mesh(scene: Scene) -> tuple[Mesh, list[str]]:
         mesh = replace(mesh, uvs=uvs, texture=texture, normal_map=normal_map)
     else:
         mesh = _baked(scene, mesh)
-    return mesh, [*scene.warnings, *_lost(materials, mesh)]
+    lost = [*scene.warnings, *_lost(materials, mesh)]
+    if mesh.normals is None and not mesh.unlit:
+        # Without normals glTF's faces are flat; what is saved is smooth.
+        some = any(part.normals is not None for part in scene.parts)
+        lost.append("as parts of it have no normals, those of the others are left out" if some else _FLAT)
+    return mesh, lost
 
 
 def _texture(scene: Scene, part: Part) -> Texture | None:

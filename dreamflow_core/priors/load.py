@@ -64,18 +64,21 @@ class PriorSettings:
 
 
 def job_of(settings: PriorSettings) -> dict[str, Any]:
-    """The settings in a run's job: files stand for their contents.
+    """The settings in a run's job: files stand for their contents, and it may go on on another device.
 
     Raises:
         BadFile: a file cannot be read.
     """
+    job = asdict(settings)
+    del job["device"]
     if settings.model in MODELS:
-        return asdict(settings)
+        return job
     loras = [of_file(file, text, weight=weight) for text in settings.loras for file, weight in [_lora(text)]]
-    files = {"model": of_file(Path(settings.model)), "loras": loras}
-    if settings.config is not None:
-        files["config"] = of_file(Path(settings.config))
-    return {**asdict(settings), **files}
+    files: dict[str, Any] = {"model": of_file(Path(settings.model)), "loras": loras}
+    for name in ("config", "vae"):
+        if job[name] is not None:
+            files[name] = of_file(Path(job[name]))
+    return {**job, **files}
 
 
 def load_prior(settings: PriorSettings) -> HeadlessPrior:
