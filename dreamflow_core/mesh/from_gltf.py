@@ -12,7 +12,7 @@ from .bake import fill, surface_texels
 from .colours import to_display, to_linear
 from .gltf import Part, Scene
 from .gltf_materials import Material, Texture
-from .mesh import Floats, Mesh
+from .mesh import BadMesh, Floats, Mesh
 from .unwrap import unwrap
 
 _SMALLEST, _LARGEST = 512, 4096
@@ -120,8 +120,7 @@ def _seen_alike(texture: Texture, other: Texture) -> bool:
 
 def _baked(scene: Scene, mesh: Mesh) -> Mesh:
     """The mesh with an atlas of its own, into which all parts are baked."""
-    size = _atlas_size(scene)
-    flat, _ = unwrap(mesh, size)
+    flat, size = _unwrapped(mesh, _atlas_size(scene))
     texels = surface_texels(flat, size)
     colours = np.empty((len(texels.face), 3), np.float32)
     end = 0
@@ -129,8 +128,20 @@ def _baked(scene: Scene, mesh: Mesh) -> Mesh:
         start, end = end, end + len(part.faces)
         of_part = np.flatnonzero((texels.face >= start) & (texels.face < end))
         linear = scene.base_colours(part, texels.face[of_part] - start, texels.weights[of_part])
-        colours[of_part] = to_display(linear[:, :3])
+        # Weights, and so colours, can be a rounding error below zero.
+        colours[of_part] = to_display(np.maximum(linear[:, :3], 0))
     return replace(flat, texture=fill(texels, colours))
+
+
+def _unwrapped(mesh: Mesh, size: int) -> tuple[Mesh, int]:
+    """The mesh with a new atlas, and its side: the one given, or a larger one if the charts are too many for that."""
+    while True:
+        try:
+            return unwrap(mesh, size)[0], size
+        except BadMesh:
+            if size >= _LARGEST:
+                raise
+        size *= 2
 
 
 def _atlas_size(scene: Scene) -> int:
