@@ -1,4 +1,4 @@
-"""A glTF scene as one mesh with one texture."""
+"""A scene as one mesh with one texture."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import numpy as np
 
 from .bake import fill, surface_texels
 from .colours import to_display, to_linear
-from .gltf import Part, Scene
 from .gltf_materials import Material, Texture
 from .mesh import BadMesh, Floats, Mesh
+from .scene import Part, Scene
 from .unwrap import unwrap
 
 _SMALLEST, _LARGEST = 512, 4096
@@ -43,7 +43,11 @@ def one_mesh(scene: Scene) -> tuple[Mesh, list[str]]:
         mesh = replace(mesh, uvs=uvs, texture=texture, normal_map=normal_map)
     else:
         mesh = _baked(scene, mesh)
-    return mesh, [*scene.warnings, *_lost(materials, mesh)]
+    lost = [*scene.warnings, *_lost(materials, mesh)]
+    given = _all([part.uvs.get(0) for part in scene.parts])
+    if mesh.uvs is None and given is not None and _alike(given):
+        lost.append("its UVs are all alike, so a new atlas is made")
+    return mesh, lost
 
 
 def _texture(scene: Scene, part: Part) -> Texture | None:
@@ -63,7 +67,12 @@ def _all(arrays: Sequence[Floats | None]) -> Floats | None:
 
 
 def _in_unit_square(uvs: Floats | None) -> Floats | None:
-    return uvs if uvs is not None and uvs.min() >= 0 and uvs.max() <= 1 else None
+    """UVs that a texture can be painted on: in it, and not all alike."""
+    return uvs if uvs is not None and uvs.min() >= 0 and uvs.max() <= 1 and not _alike(uvs) else None
+
+
+def _alike(uvs: Floats) -> bool:
+    return bool((uvs == uvs[0]).all())
 
 
 def _plain_uvs(scene: Scene) -> Floats | None:
