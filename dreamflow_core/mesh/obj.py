@@ -240,7 +240,7 @@ class _Reader:
     def _colours(self, vertices: Floats) -> Floats | None:
         """Linear RGBA of vertices whose rows go on with a colour, white for others; None where no row does."""
         colours = vertices[:, 3:]
-        given: np.ndarray = np.isfinite(colours).all(axis=1)
+        given = np.asarray(np.isfinite(colours).all(axis=1))
         if not given.any():
             return None
         colours = np.where(given[:, None], colours, 1)
