@@ -81,7 +81,7 @@ def test_charts_do_not_touch(flat: Mesh):
 
 def shape(name: str) -> Mesh:
     rng = np.random.default_rng(0)
-    balls = [trimesh.creation.icosphere(1, 0.1).apply_translation(place) for place in rng.normal(size=(60, 3))]
+    balls = [trimesh.creation.icosphere(1, 0.1).apply_translation(place) for place in rng.normal(size=(30, 3))]
     made = {
         "thin": lambda: trimesh.creation.cylinder(0.02, 4, sections=24),
         "long": lambda: trimesh.creation.box((8, 0.01, 0.01)).subdivide().subdivide(),
@@ -95,7 +95,7 @@ def shape(name: str) -> Mesh:
 @pytest.mark.parametrize("padding", [1, 2, 4])
 @pytest.mark.parametrize("name", ["thin", "long", "flat", "round", "many parts"])
 def test_the_gap_between_charts_is_kept(name: str, padding: int):
-    size, step = 512, 1 / 8
+    size, step = 512, 1 / 4
     mesh = shape(name)
     flat, _ = unwrap(mesh, size, padding)
     texels = flat.uvs.astype(np.float64) * size
@@ -134,10 +134,13 @@ def test_faces_without_an_area_do_not_reach_across_the_atlas(closed: Mesh):
     halves = [closed.faces[:50, [0, 1]], closed.faces[:50, [2, 0]]]
     faces = [np.c_[halves[0], number], np.c_[halves[1], number], slivers, points, closed.faces[50:]]
     mesh = Mesh(np.concatenate([closed.vertices, middles]), np.concatenate(faces))
+    corners = mesh.vertices[mesh.faces]
     flat, _ = unwrap(mesh, SIZE)
     assert flat.uvs.min() > 1 / SIZE and flat.uvs.max() < 1 - 1 / SIZE
-    assert texels_under(flat.uvs, flat.faces, 2 * SIZE).max() == 1
-    assert np.array_equal(flat.vertices[flat.faces], mesh.vertices[mesh.faces])
+    in_atlas, in_space = (np.linalg.norm(at - np.roll(at, 1, axis=1), axis=2) for at in (flat.uvs[flat.faces], corners))
+    assert in_atlas.max() < 0.1
+    assert (in_atlas[in_space == 0] == 0).all()
+    assert np.array_equal(flat.vertices[flat.faces], corners)
 
 
 def test_texels_lie_on_the_surface(flat: Mesh):

@@ -114,10 +114,10 @@ def _packed(charts: Floats, faces: Ints, size: int, padding: int) -> Floats:
         scale = (fits + too_large) / 2
     source, _, uvs = best.get_mesh(0)
     places = np.empty_like(charts)
-    places[source] = uvs * (best.width, best.height) + padding
+    places[source] = uvs * (best.width, best.height)
     # Faces without an area are left where they were.
     places[source[best.get_mesh_vertex_assignment(0)[0] == _NOWHERE]] = 0
-    return places
+    return places + padding
 
 
 def check_texture_size(size: int) -> None:
