@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from gltf_file import BYTE, FLOAT, QUAD, SHORT, TRIANGLES, UBYTE, USHORT, UVS, GltfFile
 
+from dreamflow_core.mesh import from_gltf
 from dreamflow_core.mesh.bake import sample_texture
 from dreamflow_core.mesh.colours import to_display, to_linear
 from dreamflow_core.mesh.files import load_mesh, save_mesh
@@ -145,6 +146,17 @@ def test_two_materials_with_a_texture_each(file: GltfFile, tmp_path: Path):
         for (x, y), colour in zip(((-0.3, 0.3), (0.3, 0.3), (-0.3, -0.3), (0.3, -0.3)), wanted):
             assert seen(mesh, middle + x, y) == pytest.approx(colour, abs=1e-6)
     assert np.quantile(differences(tmp_path / "a file.glb"), 0.9) < 1e-6
+
+
+def test_many_parts_get_an_atlas_that_is_large_enough(file: GltfFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(from_gltf, "_SMALLEST", 16)
+    two = [file.quad(material=material(file, clamped(file, np.full((1, 1, 3), grey, np.uint8)))) for grey in (0, 255)]
+    file.show(*two)
+    for number in range(1, 60):
+        file.root(mesh=0, translation=[2 * number, 0, number % 2])
+    mesh = load_mesh(file.save(tmp_path))
+    assert mesh.texture.shape[0] > 16
+    assert differences(tmp_path / "a file.glb").max() < 1e-6
 
 
 def test_tiled_uvs_are_baked(file: GltfFile, tmp_path: Path):

@@ -868,7 +868,7 @@ def broken(change: str, file: GltfFile) -> None:
     """Spoil a file of one quad in one way."""
     tree = file.tree
     primitive, node = tree["meshes"][0]["primitives"][0], tree["nodes"][0]
-    position, view = tree["accessors"][0], tree["bufferViews"][0]
+    position, uvs, view = tree["accessors"][0], tree["accessors"][1], tree["bufferViews"][0]
     if change == "an accessor that is not there":
         primitive["attributes"]["POSITION"] = 99
     elif change == "a number below zero":
@@ -878,10 +878,10 @@ def broken(change: str, file: GltfFile) -> None:
     elif change == "elements beyond the buffer view":
         position["count"] = 5
     elif change == "a huge count":
-        position["count"] = 10**8
+        uvs["count"] = 10**12
     elif change == "a huge count of zeros":
-        del position["bufferView"]
-        position["count"] = 10**8
+        del uvs["bufferView"]
+        uvs["count"] = 10**12
     elif change == "a buffer view beyond the buffer":
         view["byteLength"] = 10**9
     elif change == "indices beyond the vertices":
@@ -912,9 +912,9 @@ def broken(change: str, file: GltfFile) -> None:
     elif change == "a scene that is not there":
         tree["scene"] = 1
     elif change == "billions of vertices":
-        tree["nodes"] = [{"mesh": 0} for _ in range(70000)]
-        tree["scenes"] = [{"nodes": list(range(70000))}]
-        primitive["attributes"] = {"POSITION": file.accessor(np.zeros((2000, 3)))}
+        tree["nodes"] = [{"mesh": 0} for _ in range(14000)]
+        tree["scenes"] = [{"nodes": list(range(14000))}]
+        primitive["attributes"] = {"POSITION": file.accessor(np.zeros((10000, 3)))}
     elif change == "glTF 1.0":
         tree["asset"]["version"] = "1.0"
     elif change == "a later glTF":
@@ -928,8 +928,8 @@ BROKEN = {
     "a number below zero": "number -1 of its 3 accessors",
     "a number that is none": "number brick of its 0 materials",
     "elements beyond the buffer view": "5 elements up to byte 60 of a buffer view of 48",
-    "a huge count": "100000000 elements up to byte",
-    "a huge count of zeros": "100000000 elements of zeros",
+    "a huge count": "1000000000000 elements up to byte",
+    "a huge count of zeros": "1000000000000 elements of zeros",
     "a buffer view beyond the buffer": "bytes 0 to 1000000000 in a buffer of 92",
     "indices beyond the vertices": "4 vertices but indices up to 4",
     "attributes of different lengths": "4 positions but 3 of TEXCOORD_0",
@@ -937,7 +937,7 @@ BROKEN = {
     "NaN": "TEXCOORD_0 contains NaN",
     "a ring of nodes": "children of each other",
     "two parents": "node 0 has two parents",
-    "a matrix with perspective": "matrix of its node 0 is not affine",
+    "a matrix with perspective": "matrix of a node is not affine",
     "a place at infinity": "node lies at infinity",
     "a component type that glTF lacks": "type 5124",
     "a mode that glTF lacks": "mode 7",
@@ -993,7 +993,7 @@ def test_any_value_of_the_json_replaced(file: GltfFile, tmp_path: Path):
         return [found for key, value in list(items) for found in [(part, key), *places(value)]]
 
     for number in range(len(places(file.tree))):
-        for value in (None, -1, 1e300, "x", [], {}, [[]], True):
+        for value in (None, -1, 1e300, "x", [[]], {}):
             file.tree = json.loads(whole)
             part, key = places(file.tree)[number]
             part[key] = value

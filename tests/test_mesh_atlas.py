@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import trimesh
 from mesh_fields import EXTENT, distances, soft_grid
+from scipy.spatial import cKDTree
 
 from dreamflow_core.mesh import topology
 from dreamflow_core.mesh.bake import bake, fill, sample_texture, surface_texels
@@ -75,6 +77,70 @@ def test_charts_do_not_touch(flat: Mesh):
     for axis in (0, 1):
         here, next_to = owner.take(range(SIZE - 1), axis), owner.take(range(1, SIZE), axis)
         assert ((here == next_to) | (here < 0) | (next_to < 0)).all()
+
+
+def shape(name: str) -> Mesh:
+    rng = np.random.default_rng(0)
+    balls = [trimesh.creation.icosphere(1, 0.1).apply_translation(place) for place in rng.normal(size=(30, 3))]
+    made = {
+        "thin": lambda: trimesh.creation.cylinder(0.02, 4, sections=24),
+        "long": lambda: trimesh.creation.box((8, 0.01, 0.01)).subdivide().subdivide(),
+        "flat": lambda: trimesh.creation.box((2, 2, 0.001)).subdivide(),
+        "round": lambda: trimesh.creation.icosphere(2),
+        "many parts": lambda: trimesh.util.concatenate(balls),
+    }[name]()
+    return Mesh(made.vertices, made.faces)
+
+
+@pytest.mark.parametrize("padding", [1, 2, 4])
+@pytest.mark.parametrize("name", ["thin", "long", "flat", "round", "many parts"])
+def test_the_gap_between_charts_is_kept(name: str, padding: int):
+    size, step = 512, 1 / 4
+    mesh = shape(name)
+    flat, _ = unwrap(mesh, size, padding)
+    texels = flat.uvs.astype(np.float64) * size
+    assert padding <= texels.min() and texels.max() <= size - padding
+    assert np.array_equal(flat.vertices[flat.faces], mesh.vertices[mesh.faces])
+    assert texels_under(flat.uvs, flat.faces, size).max() == 1
+    # Points all along the edges of the faces, and the chart of each.
+    _, chart = np.unique(topology.components(flat.faces), return_inverse=True)
+    assert chart.max() > 3
+    begin, end = texels[flat.faces].reshape(-1, 2), texels[np.roll(flat.faces, -1, axis=1)].reshape(-1, 2)
+    count = np.ceil(np.linalg.norm(end - begin, axis=1) / step).astype(int)
+    edge = np.repeat(np.arange(len(count)), count)
+    part = (np.arange(len(edge)) - np.repeat(np.cumsum(count) - count, count)) / count[edge]
+    points = begin[edge] + part[:, None] * (end - begin)[edge]
+    owner = np.repeat(chart, 3)[edge]
+    for number in range(chart.max() + 1):
+        own, others = points[owner == number], points[owner != number]
+        near = ((others > own.min(0) - padding - 1) & (others < own.max(0) + padding + 1)).all(1)
+        if near.any():
+            assert cKDTree(own).query(others[near])[0].min() > padding + step
+
+
+def test_charts_that_are_many_fill_the_atlas_they_were_asked_for():
+    flat, _ = unwrap(shape("many parts"), SIZE)
+    assert (texels_under(flat.uvs, flat.faces, SIZE) > 0).mean() > 0.2
+    with pytest.raises(BadMesh, match=r"into \d+ charts, too many for a texture of 32 x 32"):
+        unwrap(shape("many parts"), 32)
+
+
+def test_faces_without_an_area_do_not_reach_across_the_atlas(closed: Mesh):
+    """Slivers between a corner and the middle of the edge across, and faces that are points."""
+    middles = closed.vertices[closed.faces[:50, 1:]].mean(axis=1)
+    number = len(closed.vertices) + np.arange(50)
+    slivers = np.stack([closed.faces[:50, 1], number, closed.faces[:50, 2]], axis=-1)
+    points = np.repeat(closed.faces[:50, :1], 3, axis=1)
+    halves = [closed.faces[:50, [0, 1]], closed.faces[:50, [2, 0]]]
+    faces = [np.c_[halves[0], number], np.c_[halves[1], number], slivers, points, closed.faces[50:]]
+    mesh = Mesh(np.concatenate([closed.vertices, middles]), np.concatenate(faces))
+    corners = mesh.vertices[mesh.faces]
+    flat, _ = unwrap(mesh, SIZE)
+    assert flat.uvs.min() > 1 / SIZE and flat.uvs.max() < 1 - 1 / SIZE
+    in_atlas, in_space = (np.linalg.norm(at - np.roll(at, 1, axis=1), axis=2) for at in (flat.uvs[flat.faces], corners))
+    assert in_atlas.max() < 0.1
+    assert (in_atlas[in_space == 0] == 0).all()
+    assert np.array_equal(flat.vertices[flat.faces], corners)
 
 
 def test_texels_lie_on_the_surface(flat: Mesh):

@@ -29,6 +29,7 @@ from .colours import to_linear
 from .from_gltf import one_mesh
 from .mesh import Floats, Mesh
 from .normal_map import vertex_tangents
+from .obj import read_obj
 
 SUFFIXES = (".glb", ".obj", ".ply")
 """Of files that are written."""
@@ -62,8 +63,8 @@ def save_mesh(path: Path, mesh: Mesh) -> None:
 
 
 def load_mesh(path: Path) -> Mesh:
-    """Read a mesh; several in one file become one (`from_gltf`). Normals are read of glTF alone. What is left out
-    is one line of the log.
+    """Read a mesh; several in one file become one (`from_gltf`). Normals are not read of PLY. What is left out is
+    one line of the log.
 
     Raises:
         BadFile: the file is missing, broken, of another format, or holds no usable mesh.
@@ -71,9 +72,9 @@ def load_mesh(path: Path) -> Mesh:
     suffix = _suffix(path, READ_SUFFIXES)
     if not path.is_file():
         raise BadFile(f"there is no file {path}")
-    if suffix in gltf.SUFFIXES:
+    if suffix != ".ply":
         with reading(path):
-            mesh, lost = one_mesh(gltf.read_gltf(path))
+            mesh, lost = one_mesh(read_obj(path) if suffix == ".obj" else gltf.read_gltf(path))
         if lost:
             logging.warning("%s: %s", path, "; ".join(lost))
         return mesh

@@ -1,4 +1,4 @@
-"""A glTF scene as one mesh with one texture."""
+"""A scene as one mesh with one texture."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import numpy as np
 
 from .bake import fill, surface_texels
 from .colours import to_display, to_linear
-from .gltf import Part, Scene
 from .gltf_materials import Material, Texture
-from .mesh import Floats, Mesh
+from .mesh import BadMesh, Floats, Mesh
+from .scene import Part, Scene
 from .unwrap import unwrap
 
 _SMALLEST, _LARGEST = 512, 4096
@@ -49,6 +49,9 @@ def one_mesh(scene: Scene) -> tuple[Mesh, list[str]]:
         # Without normals glTF's faces are flat; what is saved is smooth.
         some = any(part.normals is not None for part in scene.parts)
         lost.append("as parts of it have no normals, those of the others are left out" if some else _FLAT)
+    given = _all([part.uvs.get(0) for part in scene.parts])
+    if mesh.uvs is None and given is not None and _alike(given):
+        lost.append("its UVs are all alike, so a new atlas is made")
     return mesh, lost
 
 
@@ -69,7 +72,12 @@ def _all(arrays: Sequence[Floats | None]) -> Floats | None:
 
 
 def _in_unit_square(uvs: Floats | None) -> Floats | None:
-    return uvs if uvs is not None and uvs.min() >= 0 and uvs.max() <= 1 else None
+    """UVs that a texture can be painted on: in it, and not all alike."""
+    return uvs if uvs is not None and uvs.min() >= 0 and uvs.max() <= 1 and not _alike(uvs) else None
+
+
+def _alike(uvs: Floats) -> bool:
+    return bool((uvs == uvs[0]).all())
 
 
 def _plain_uvs(scene: Scene) -> Floats | None:
@@ -126,8 +134,7 @@ def _seen_alike(texture: Texture, other: Texture) -> bool:
 
 def _baked(scene: Scene, mesh: Mesh) -> Mesh:
     """The mesh with an atlas of its own, into which all parts are baked."""
-    size = _atlas_size(scene)
-    flat, _ = unwrap(mesh, size)
+    flat, size = _unwrapped(mesh, _atlas_size(scene))
     texels = surface_texels(flat, size)
     colours = np.empty((len(texels.face), 3), np.float32)
     end = 0
@@ -135,8 +142,20 @@ def _baked(scene: Scene, mesh: Mesh) -> Mesh:
         start, end = end, end + len(part.faces)
         of_part = np.flatnonzero((texels.face >= start) & (texels.face < end))
         linear = scene.base_colours(part, texels.face[of_part] - start, texels.weights[of_part])
-        colours[of_part] = to_display(linear[:, :3])
+        # Weights, and so colours, can be a rounding error below zero.
+        colours[of_part] = to_display(np.maximum(linear[:, :3], 0))
     return replace(flat, texture=fill(texels, colours))
+
+
+def _unwrapped(mesh: Mesh, size: int) -> tuple[Mesh, int]:
+    """The mesh with a new atlas, and its side: the one given, or a larger one if the charts are too many for that."""
+    while True:
+        try:
+            return unwrap(mesh, size)[0], size
+        except BadMesh:
+            if size >= _LARGEST:
+                raise
+        size *= 2
 
 
 def _atlas_size(scene: Scene) -> int:

@@ -18,6 +18,7 @@ from .gltf_document import Document, whole
 from .gltf_materials import Material, MaterialReader
 from .gltf_nodes import matrices, placed, world_matrices
 from .mesh import BadMesh, Floats, Ints
+from .scene import Part, Scene
 
 SUFFIXES = (".glb", ".gltf")
 
@@ -65,24 +66,21 @@ _MOST_VERTICES = 1 << 27
 
 
 @dataclass(frozen=True, eq=False)
-class Part:
+class GltfPart(Part):
     """One primitive where a node puts it.
+
+    Strips and fans are triangles, without those that name a vertex twice. Where the node mirrors, the second and third
+    corner are swapped. Positions are morphed by the default weights, then skinned or placed; UVs and colours
+    (COLOR_0) are morphed. Normals are None if the file has none: faces are then flat.
 
     Attributes:
         node, mesh, primitive: their numbers in the file; the primitive's is within its mesh.
         instance: which of the node's instances (EXT_mesh_gpu_instancing), None without.
         name: the node's name, or else the mesh's; may be empty.
-        material: key of `Scene.materials`.
         matrix: (4, 4) from the primitive's space to the scene's, for columns; None where a skin moves each vertex.
         local: the primitive's attributes by their glTF names, each (V, components) and read-only, before morphing:
             floats as float32, quantised ones too; JOINTS_n and what the specification does not name in the file's type.
-        faces: (F, 3) indices into the vertices, counter-clockwise seen from outside. Strips and fans are triangles,
-            without those that name a vertex twice. Where the node mirrors, the second and third corner are swapped.
-        positions: (V, 3) float64, in the scene: morphed by the default weights, then skinned or placed.
-        normals: (V, 3) float64, unit length, in the scene. None if the file has none: faces are then flat.
         tangents: (V, 4) float64, in the scene. None if the file has none, or no normals.
-        uvs: the UV sets by their numbers, each (V, 2), origin at the texture's top left, after morphing.
-        colours: COLOR_0, (V, 4) linear in [0, 1], after morphing; None without.
     """
 
     node: int
@@ -90,56 +88,23 @@ class Part:
     primitive: int
     instance: int | None
     name: str
-    material: int | None
     matrix: Floats | None
     local: dict[str, np.ndarray]
-    faces: Ints
-    positions: Floats
-    normals: Floats | None
     tangents: Floats | None
-    uvs: dict[int, Floats]
-    colours: Floats | None
 
 
 @dataclass(frozen=True, eq=False)
-class Scene:
-    """What a glTF file shows.
+class GltfScene(Scene):
+    """What a glTF file shows, its parts in the order of the nodes.
 
     Attributes:
         document: the file itself.
-        parts: its triangles, in the order of the nodes.
-        materials: those that the parts have, by their numbers; None is the default one.
-        warnings: what the file has that is not read, a sentence each.
     """
 
     document: Document
-    parts: list[Part]
-    materials: dict[int | None, Material]
-    warnings: list[str]
-
-    def base_colours(self, part: Part, faces: Ints, weights: Floats) -> Floats:
-        """Linear RGBA at P points of a part, (P, 4): factor times texture times COLOR_0.
-
-        Args:
-            part: one of this scene's.
-            faces: (P,) the faces that the points lie in.
-            weights: (P, 3) barycentric weights of the faces' corners.
-
-        Raises:
-            BadFile: the texture cannot be read.
-        """
-        material = self.materials[part.material]
-        corners = part.faces[faces]
-        colours = np.tile(material.base_colour, (len(corners), 1))
-        texture = material.base_texture
-        if texture is not None and texture.tex_coord in part.uvs:
-            colours *= texture.sample(_at(part.uvs[texture.tex_coord], corners, weights))
-        if part.colours is not None:
-            colours *= _at(part.colours, corners, weights)
-        return colours
 
 
-def read_gltf(path: Path) -> Scene:
+def read_gltf(path: Path) -> GltfScene:
     """Read a .glb or .gltf file.
 
     Raises:
@@ -169,7 +134,7 @@ class _Reader:
         self._warnings: list[str] = []
         self._worlds = world_matrices(document)
 
-    def scene(self) -> Scene:
+    def scene(self) -> GltfScene:
         for name in self._document.tree.get("extensionsRequired", []):
             if name not in _APPLIED | _WITHOUT_EFFECT | _LIGHTS:
                 raise BadMesh(f"it requires the extension {name}, which is not known")
@@ -185,7 +150,7 @@ class _Reader:
             self._warn("its animations stand still")
         for name in sorted(_extensions(self._document.tree) - _APPLIED - _WITHOUT_EFFECT):
             self._warn(f"its extension {name} is not applied")
-        return Scene(self._document, parts, materials, list(dict.fromkeys(self._warnings)))
+        return GltfScene(parts, materials, list(dict.fromkeys(self._warnings)), self._document)
 
     def _warn(self, text: str) -> None:
         self._warnings.append(text)
@@ -232,7 +197,7 @@ class _Reader:
         if total > _MOST_VERTICES:
             raise BadMesh(f"its nodes show {total} vertices; at most {_MOST_VERTICES} are read")
 
-    def _parts(self, number: int) -> Iterator[Part]:
+    def _parts(self, number: int) -> Iterator[GltfPart]:
         """The triangles of a node, once for each of its instances."""
         node = self._document.item("nodes", number)
         if "mesh" not in node:
@@ -248,7 +213,7 @@ class _Reader:
             attributes = self._morphed(local, primitive, node.get("weights", mesh.get("weights", [])))
             for instance, within in instances:
                 matrix = self._worlds[number] @ within if "skin" not in node else None
-                yield Part(
+                yield GltfPart(
                     node=number,
                     mesh=node["mesh"],
                     primitive=index,
@@ -369,7 +334,7 @@ class _Reader:
         used[weights == 0] = 0
         return sum(weights[:, k, None, None] * joints[used[:, k]] for k in range(used.shape[1]))
 
-    def _check_uvs(self, part: Part, material: Material) -> None:
+    def _check_uvs(self, part: GltfPart, material: Material) -> None:
         for texture in material.textures():
             if texture.tex_coord not in part.uvs:
                 lacks = f"primitive {part.primitive} of its mesh {part.mesh} has no TEXCOORD_{texture.tex_coord}"
@@ -404,8 +369,3 @@ def _checked(name: str, array: np.ndarray, count: int) -> np.ndarray:
     array = array.astype(np.float32, copy=False)
     array.flags.writeable = False
     return array
-
-
-def _at(values: Floats, corners: Ints, weights: Floats) -> Floats:
-    """Values (V, C) of vertices at points given by their faces' corners (P, 3) and weights (P, 3), (P, C)."""
-    return np.einsum("pk,pkc->pc", weights, values[corners], dtype=np.float64)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -28,6 +28,14 @@ _SPECULAR_GLOSSINESS = "KHR_materials_pbrSpecularGlossiness"
 _WEBP = "EXT_texture_webp"
 _BASISU = "KHR_texture_basisu"
 _FORMATS = ("PNG", "JPEG", "WEBP")
+
+
+class Pixels(Protocol):
+    """What a texture shows."""
+
+    @property
+    def pixels(self) -> np.ndarray:
+        """RGBA, (H, W, 4), uint8 or uint16."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,7 +96,7 @@ class Texture:
     """
 
     number: int
-    picture: Picture
+    picture: Pixels
     tex_coord: int
     wrap: tuple[int, int]
     nearest: bool

@@ -20,6 +20,7 @@ def world_matrices(document: Document) -> dict[int, Floats]:
         BadMesh: the nodes are no forest, or one has a matrix that is not affine.
     """
     nodes = document.tree.get("nodes", [])
+    inner = _local_matrices(nodes)
     parents: dict[int, int] = {}
     for number, node in enumerate(nodes):
         for child in node.get("children", []):
@@ -31,8 +32,7 @@ def world_matrices(document: Document) -> dict[int, Floats]:
     waiting = [number for number in range(len(nodes)) if number not in parents]
     while waiting:
         number = waiting.pop()
-        matrix = _local_matrix(nodes[number], number)
-        worlds[number] = worlds[parents[number]] @ matrix if number in parents else matrix
+        worlds[number] = worlds[parents[number]] @ inner[number] if number in parents else inner[number]
         waiting += nodes[number].get("children", [])
     if len(worlds) < len(nodes):
         raise BadMesh("its nodes are children of each other")
@@ -94,16 +94,20 @@ def placed(attributes: dict[str, np.ndarray], faces: Ints, matrices: Floats) -> 
     }
 
 
-def _local_matrix(node: dict[str, Any], number: int) -> Floats:
-    """A node's matrix (4, 4) to its parent's space."""
-    if "matrix" in node:
-        matrix = np.array(node["matrix"], np.float64).reshape(4, 4).T.copy()
-        if not np.allclose(matrix[3], [0, 0, 0, 1], rtol=0, atol=1e-6):
-            raise BadMesh(f"the matrix of its node {number} is not affine")
-        matrix[3] = [0, 0, 0, 1]
-        return _finite(matrix)
-    given = (node.get("translation", [0, 0, 0]), node.get("rotation", [0, 0, 0, 1]), node.get("scale", [1, 1, 1]))
-    return matrices(*(np.array(values, np.float64)[None] for values in given))[0]
+def _local_matrices(nodes: list[dict[str, Any]]) -> Floats:
+    """The matrix of each node to its parent's space, (N, 4, 4)."""
+    translations, rotations, scales = (
+        np.array([node.get(name, default) for node in nodes], np.float64).reshape(len(nodes), len(default))
+        for name, default in (("translation", [0, 0, 0]), ("rotation", [0, 0, 0, 1]), ("scale", [1, 1, 1]))
+    )
+    made = matrices(translations, rotations, scales)
+    for number, node in enumerate(nodes):
+        if "matrix" in node:
+            made[number] = np.array(node["matrix"], np.float64).reshape(4, 4).T
+    if not np.allclose(made[:, 3], [0, 0, 0, 1], rtol=0, atol=1e-6):
+        raise BadMesh("the matrix of a node is not affine")
+    made[:, 3] = [0, 0, 0, 1]
+    return _finite(made)
 
 
 def _finite(matrix: Floats) -> Floats:

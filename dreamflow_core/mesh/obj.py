@@ -1,0 +1,306 @@
+"""OBJ files and the MTL files beside them.
+
+Colours, in both, are display-referred (sRGB) and multiply texture and vertex colours in linear light, as three.js
+shows them. Source: Wavefront, "Advanced Visualizer Manual", appendix B1 "Object Files"; "MTL material format".
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from ..state import BadFile, reading
+from .beside import PictureFile, beside
+from .colours import to_linear
+from .gltf_materials import CLAMP_TO_EDGE, REPEAT, Material, Texture
+from .mesh import BadMesh, Floats, Ints
+from .polygons import triangulate
+from .scene import Part, Scene
+
+_WITHOUT_EFFECT = set(
+    ["o", "g", "s", "mg", "lod", "vp", "bevel", "c_interp", "d_interp", "shadow_obj", "trace_obj", "end"]
+)
+"""Groups, smoothing (normals say it better), and how other programs draw it."""
+_ARGUMENTS = {
+    **dict.fromkeys(("-blendu", "-blendv", "-bm", "-boost", "-cc", "-clamp", "-imfchan", "-texres", "-type"), 1),
+    "-mm": 2,
+}
+"""How many words follow the options of a texture."""
+_UP_TO_THREE = ("-o", "-s", "-t")
+"""Options that one to three numbers follow."""
+_NOT_APPLIED = ("-cc", "-imfchan", "-mm", "-t")
+"""Those that change what a texture shows. The others concern bumps, or filters."""
+_MAPS = ("map_", "bump", "disp", "decal", "norm", "refl")
+_MOST_NAMES = 5
+
+
+def read_obj(path: Path) -> Scene:
+    """Read an OBJ file. Vertices are in the file's order, and are split where UVs, normals or materials part.
+
+    Raises:
+        BadFile: the file is missing or broken, or shows no triangles; one line says what.
+    """
+    with reading(path):
+        return _Reader(path).scene()
+
+
+class _Reader:
+    """Reads one file line by line; numbers become arrays at the end."""
+
+    def __init__(self, path: Path):
+        self._path = path
+        self._rows: dict[str, list[str]] = {"v": [], "vt": [], "vn": []}
+        self._corners: list[int] = []
+        self._names: dict[str, int] = {}
+        """A number for each kind of corner, by how it is written: 7/1/3."""
+        self._sizes: list[int] = []
+        self._face_materials: list[int] = []
+        self._materials: dict[str, int] = {}
+        self._material = -1
+        self._library: dict[str, dict[str, str]] = {}
+        self._unknown: dict[str, None] = {}
+        self._warnings: list[str] = []
+
+    def scene(self) -> Scene:
+        for word, rest in _statements(self._path):
+            self._read(word, rest)
+        if not self._sizes:
+            raise BadFile(f"{self._path} holds no triangles")
+        if self._unknown:
+            self._warnings.append(f"its statements {', '.join([*self._unknown][:_MOST_NAMES])} are not read")
+        materials: dict[int | None, Material] = {
+            number: self._read_material(name, number)
+            for name, number in self._materials.items()
+            if name in self._library
+        }
+        parts = list(self._parts(materials))
+        shown = {part.material: materials.get(part.material, Material()) for part in parts}
+        return Scene(parts, shown, list(dict.fromkeys(self._warnings)))
+
+    def _read(self, word: str, rest: str) -> None:
+        """One statement of the OBJ file."""
+        if word in self._rows:
+            self._rows[word].append(rest.partition("#")[0])
+        elif word in ("f", "fo"):
+            self._read_face(rest.partition("#")[0])
+        elif word == "usemtl":
+            self._material = self._materials.setdefault(rest, len(self._materials))
+        elif word == "mtllib":
+            self._read_library(rest)
+        elif word in ("l", "p"):
+            self._warnings.append("its lines and points are not read")
+        elif word not in _WITHOUT_EFFECT:
+            self._unknown[word] = None
+
+    def _read_face(self, text: str) -> None:
+        corners = text.split()
+        if len(corners) < 3:
+            self._warnings.append("its faces of fewer than three corners are not read")
+            return
+        if "-" in text:
+            corners = [self._from_start(corner) for corner in corners]
+        self._corners += [self._names.setdefault(corner, len(self._names)) for corner in corners]
+        self._sizes.append(len(corners))
+        self._face_materials.append(self._material)
+
+    def _from_start(self, corner: str) -> str:
+        """A corner with its negative numbers, which count back from the last row so far, made positive."""
+        numbers = zip(corner.split("/"), self._rows.values())
+        return "/".join(str(int(n) + len(rows) + 1) if n.startswith("-") else n for n, rows in numbers)
+
+    def _read_library(self, names: str) -> None:
+        # Names part at spaces, but one file's name may have some.
+        for name in [names] if beside(self._path, names) else names.split():
+            place = beside(self._path, name)
+            if place is None:
+                self._warnings.append(f"there is no material file {name} beside it")
+                continue
+            material: dict[str, str] = {}
+            for word, rest in _statements(place):
+                if word == "newmtl":
+                    material = self._library[rest] = {}
+                else:
+                    material[word.lower()] = rest
+
+    def _read_material(self, name: str, number: int) -> Material:
+        statements = self._library[name]
+        colour = _colour(statements.get("kd", "1"))
+        if colour is None:
+            self._warnings.append(f"the Kd of its material {name} is no RGB and not read")
+        alpha = 1.0
+        if "d" in statements:
+            alpha = float(statements["d"].split()[-1])
+        elif "tr" in statements:
+            alpha = 1 - float(statements["tr"].split()[-1])
+        read = ("map_kd", "map_d", "norm")
+        for word, value in statements.items():
+            if word.startswith(_MAPS) and word not in read and value != statements.get("map_kd"):
+                self._warnings.append(f"the {word} of its material {name} is left out")
+        return Material(
+            number=number,
+            name=name,
+            base_colour=(*(colour or (1.0, 1.0, 1.0)), alpha),
+            base_texture=self._texture(name, number, statements, "map_kd"),
+            alpha_mode="BLEND" if alpha < 1 or "map_d" in statements else "OPAQUE",
+            normal_texture=self._texture(name, number, statements, "norm"),
+        )
+
+    def _texture(self, name: str, number: int, statements: dict[str, str], word: str) -> Texture | None:
+        if word not in statements:
+            return None
+        file, options = _split_options(statements[word])
+        place = beside(self._path, file)
+        if place is None:
+            self._warnings.append(f"there is no texture {file} beside it, which its material {name} names")
+            return None
+        for option in options:
+            if option in _NOT_APPLIED:
+                self._warnings.append(f"the option {option} of the {word} of its material {name} is not applied")
+        (u, v), (du, dv) = _pair(options.get("-s", []), 1.0), _pair(options.get("-o", []), 0.0)
+        wrap = CLAMP_TO_EDGE if options.get("-clamp") == ["on"] else REPEAT
+        return Texture(
+            number=number,
+            picture=PictureFile(place),
+            tex_coord=0,
+            wrap=(wrap, wrap),
+            nearest=False,
+            # The origin of OBJ's UVs is at the bottom left.
+            offset=(du, 1 - v - dv),
+            rotation=0.0,
+            scale=(u, v),
+            strength=1.0,
+        )
+
+    def _parts(self, materials: dict[int | None, Material]) -> Iterator[Part]:
+        """The faces of each material, those with UVs apart from those without."""
+        vertices = _table(self._rows["v"], 6)
+        uvs = _table(self._rows["vt"], 2)
+        normals = _table(self._rows["vn"], 3)
+        # The second number of a UV may be left out.
+        uvs[:, 1] = np.where(np.isnan(uvs[:, 1]), 0, uvs[:, 1])
+        kinds = self._kinds([len(vertices), len(uvs), len(normals)])
+        colours = self._colours(vertices)
+
+        corners = np.array(self._corners)
+        cuts, polygons = triangulate(vertices[kinds[corners, 0], :3], np.array(self._sizes))
+        faces = corners[cuts]
+        with_uvs = (kinds[faces, 1] >= 0).all(axis=1)
+        lengths = np.linalg.norm(normals, axis=1)
+        with_normals = (kinds[:, 2] >= 0).all() and (lengths[kinds[:, 2]] > 0).all()
+        if len(normals) and not with_normals:
+            self._warnings.append("its normals are left out, since not all corners of its faces have them")
+
+        of_faces = np.array(self._face_materials)[polygons]
+        groups, first = np.unique(np.stack([of_faces, with_uvs], axis=-1), axis=0, return_index=True)
+        for number, has_uvs in groups[np.argsort(first)].tolist():
+            material = self._known(number, materials)
+            if material is not None and materials[material].base_texture is not None and not has_uvs:
+                name = materials[material].name
+                self._warnings.append(f"some faces of its material {name} have no UVs, so they do not show its texture")
+            used, inverse = np.unique(faces[(of_faces == number) & (with_uvs == has_uvs)], return_inverse=True)
+            apart = kinds[used]
+            apart[:, 1:] *= [has_uvs, with_normals]
+            apart, merged = np.unique(apart, axis=0, return_inverse=True)
+            v, vt, vn = apart.T
+            yield Part(
+                material=material,
+                faces=merged.reshape(-1)[inverse].reshape(-1, 3),
+                positions=vertices[v, :3],
+                normals=normals[vn] / lengths[vn, None] if with_normals else None,
+                uvs={0: np.stack([uvs[vt, 0], 1 - uvs[vt, 1]], axis=-1)} if has_uvs else {},
+                colours=None if colours is None else colours[v],
+            )
+
+    def _known(self, number: int, materials: dict[int | None, Material]) -> int | None:
+        """The key of a material; None, with a warning, for one that no file has."""
+        if number < 0 or number in materials:
+            return number if number in materials else None
+        name = [*self._materials][number]
+        self._warnings.append(f"there is no material {name} in its material files")
+        return None
+
+    def _kinds(self, counts: list[int]) -> Ints:
+        """Position, UV and normal of each kind of corner, (K, 3), from 0; -1 for what it lacks."""
+        numbers = [[int(number or 0) for number in f"{name}//".split("/")[:3]] for name in self._names]
+        kinds = np.array(numbers) - 1
+        missing = np.flatnonzero((kinds[:, 0] < 0) | (kinds[:, 0] >= counts[0]))
+        if len(missing):
+            corner = [*self._names][missing[0]]
+            raise BadMesh(f"it has {counts[0]} vertices, and no such corner as {corner}")
+        for column, what in ((1, "UVs"), (2, "normals")):
+            beyond = (kinds[:, column] < -1) | (kinds[:, column] >= counts[column])
+            if beyond.any():
+                self._warnings.append(f"it has {counts[column]} {what}, fewer than its faces name")
+                kinds[beyond, column] = -1
+        return kinds
+
+    def _colours(self, vertices: Floats) -> Floats | None:
+        """Linear RGBA of vertices whose rows go on with a colour, white for others; None where no row does."""
+        colours = vertices[:, 3:]
+        given = np.asarray(np.isfinite(colours).all(axis=1))
+        if not given.any():
+            return None
+        colours = np.where(given[:, None], colours, 1)
+        if colours.min() < 0 or colours.max() > 1:
+            self._warnings.append("its vertex colours reach outside 0 to 1 and are cut")
+        return np.pad(to_linear(np.clip(colours, 0, 1)), ((0, 0), (0, 1)), constant_values=1)
+
+
+def _statements(path: Path) -> Iterator[tuple[str, str]]:
+    """The first word of each line and the rest of it; lines that end in a backslash go on."""
+    data = path.read_bytes()
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        text = data.decode("latin-1")
+    for line in re.sub(r"\\[ \t]*\r?\n", " ", text).splitlines():
+        words = line.split(None, 1)
+        if words and not words[0].startswith("#"):
+            yield words[0], words[1].strip() if len(words) == 2 else ""
+
+
+def _split_options(text: str) -> tuple[str, dict[str, list[str]]]:
+    """The file's name in a texture's statement, and the options before it."""
+    options: dict[str, list[str]] = {}
+    while (option := text.split(None, 1)[0].lower()) in (*_ARGUMENTS, *_UP_TO_THREE) and option != text.lower():
+        text = text.split(None, 1)[1]
+        options[option] = []
+        while len(options[option]) < _ARGUMENTS.get(option, 3) and len(text.split(None, 1)) == 2:
+            word, rest = text.split(None, 1)
+            if option in _UP_TO_THREE and not _is_number(word):
+                break
+            options[option].append(word)
+            text = rest
+    return text, options
+
+
+def _is_number(word: str) -> bool:
+    return re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", word) is not None
+
+
+def _pair(words: list[str], default: float) -> tuple[float, float]:
+    first, second, *_ = [*map(float, words), default, default]
+    return first, second
+
+
+def _colour(text: str) -> tuple[float, ...] | None:
+    """Linear red, green and blue; one number is grey. None for spectra and CIE XYZ."""
+    words = text.split()
+    if len(words) not in (1, 3) or not all(_is_number(word) for word in words):
+        return None
+    values = np.array([float(word) for word in words] * (3 // len(words)))
+    return tuple(to_linear(np.clip(values, 0, 1)).tolist())
+
+
+def _table(rows: list[str], width: int) -> Floats:
+    """The first `width` numbers of each row, NaN where a row has fewer."""
+    fields = [row.split()[:width] for row in rows]
+    lengths = np.array([len(words) for words in fields], int)
+    table = np.full((len(rows), width), np.nan)
+    for length in np.unique(lengths):
+        chosen = np.flatnonzero(lengths == length)
+        table[chosen, :length] = np.array([fields[k] for k in chosen], np.float64)
+    return table

@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dreamflow_core.mesh.files import load_mesh
+from dreamflow_core.mesh.mesh import Mesh
+from dreamflow_core.state import BadFile
+
+SQUARE = "v 0 0 0\nv 1 0 0\nv 1 1 0\nv 0 1 0\n"
+UVS = "vt 0 0\nvt 1 0\nvt 1 1\nvt 0 1\n"
+PIXELS = np.array([[[220, 30, 30], [30, 180, 30]], [[30, 30, 220], [240, 240, 240]]], np.uint8)
+
+
+def read(folder: Path, obj: str, mtl: str = "") -> Mesh:
+    (folder / "a.obj").write_text(obj)
+    (folder / "a.mtl").write_text(mtl)
+    return load_mesh(folder / "a.obj")
+
+
+def area(mesh: Mesh) -> float:
+    a, b, c = mesh.vertices[mesh.faces].transpose(1, 0, 2)
+    return float(np.cross(b - a, c - a)[:, 2].sum() / 2)
+
+
+def test_each_material_without_a_map_colours_its_faces(tmp_path: Path):
+    mtl = "newmtl red\nKa 1 0 0\nKd 1 0 0\nnewmtl half\nKa 0.5 0.5 0.5\nKd 0.5 0.5 0.5\n"
+    mesh = read(tmp_path, f"mtllib a.mtl\n{SQUARE}usemtl red\nf 1 2 3\nusemtl half\nf 1 3 4\n", mtl)
+    assert area(mesh) == pytest.approx(1)
+    assert np.allclose(mesh.colours[mesh.faces[0]], [1, 0, 0]) and np.allclose(mesh.colours[mesh.faces[1]], 0.5)
+
+
+@pytest.mark.parametrize("name", ["tex\\four colours.png", "-s 1 1 1 -bm 2 -clamp on tex/four colours.png"])
+def test_a_map_is_found_behind_options_and_backslashes(name: str, tmp_path: Path):
+    (tmp_path / "tex").mkdir()
+    Image.fromarray(PIXELS).save(tmp_path / "tex" / "four colours.png")
+    mesh = read(tmp_path, f"mtllib a.mtl\n{SQUARE}{UVS}usemtl a\nf 1/1 2/2 \\\n3/3 4/4\n", f"newmtl a\nmap_Kd {name}\n")
+    assert np.array_equal((mesh.texture * 255).round(), PIXELS)
+    # The origin of OBJ's UVs is at the bottom left, that of a mesh's at the top left.
+    assert np.array_equal(mesh.uvs, [[0, 1], [1, 1], [1, 0], [0, 0]])
+
+
+def test_scale_and_offset_of_a_map(tmp_path: Path):
+    Image.fromarray(PIXELS).save(tmp_path / "a.png")
+    mtl = "newmtl a\nmap_Kd -s 0.5 0.25 -o 0.5 0.25 a.png\n"
+    mesh = read(tmp_path, f"mtllib a.mtl\n{SQUARE}{UVS}usemtl a\nf 1/1 2/2 3/3 4/4\n", mtl)
+    assert np.allclose(mesh.uvs, [[0.5, 0.75], [1, 0.75], [1, 0.5], [0.5, 0.5]])
+
+
+def test_kd_multiplies_map_kd_in_linear_light(tmp_path: Path):
+    Image.fromarray(np.full((2, 2, 3), 128, np.uint8)).save(tmp_path / "a.png")
+    mtl = "newmtl a\nKd 0.5 0.5 0.5\nmap_Kd a.png\n"
+    mesh = read(tmp_path, f"mtllib a.mtl\n{SQUARE}{UVS}usemtl a\nf 1/1 2/2 3/3 4/4\n", mtl)
+    # sRGB: 0.5 is 0.21404 of the light, 128 / 255 is 0.21586; their product is shown as 0.23699.
+    assert mesh.texture == pytest.approx(1.055 * (0.214041 * 0.215861) ** (1 / 2.4) - 0.055, abs=1e-4)
+
+
+@pytest.mark.parametrize("face", ["1 2 3 4 5", "-5 -4 -3 -2 -1"])
+def test_concave_polygons_and_negative_indices(face: str, tmp_path: Path):
+    """An arrow head; a fan about its first corner would cover the notch."""
+    mesh = read(tmp_path, f"v 2 1 0\nv 4 0 0\nv 2 4 0\nv 0 0 0\nv 1.5 0.75 0\nf {face}\n")
+    a, b, c = mesh.vertices[mesh.faces].transpose(1, 0, 2)
+    areas = np.cross(b - a, c - a)[:, 2] / 2
+    assert len(areas) == 3 and (areas >= 0).all() and areas.sum() == pytest.approx(6)
+
+
+def test_uvs_without_a_picture_stay_without(tmp_path: Path, caplog):
+    mesh = read(tmp_path, f"mtllib none.mtl\n{SQUARE}{UVS}usemtl gone\nf 1/1 2/2 3/3 4/4\n")
+    assert mesh.texture is None and mesh.colours is None and mesh.uvs is not None
+    assert "none.mtl" in caplog.text and "gone" in caplog.text
+    caplog.clear()
+    mtl = "newmtl a\nKd 0 1 0\nmap_Kd lost.png\n"
+    mesh = read(tmp_path, f"mtllib a.mtl\n{SQUARE}{UVS}usemtl a\nf 1/1 2/2 3/3 4/4\n", mtl)
+    assert mesh.texture is None and np.allclose(mesh.colours, [0, 1, 0]) and "lost.png" in caplog.text
+
+
+def test_uvs_all_alike_are_no_use(tmp_path: Path, caplog):
+    mesh = read(tmp_path, f"{SQUARE}vt 0 0\nf 1/1 2/1 3/1 4/1\n")
+    assert mesh.uvs is None and "a new atlas" in caplog.text
+
+
+def test_vertex_colours_and_normals(tmp_path: Path):
+    mesh = read(tmp_path, "v 0 0 0 1 0 0\nv 1 0 0 0 0.5 0\nv 0 1 0 0 0 1\nvn 0 0 2\nf 1//1 2//1 3//1\n")
+    assert np.allclose(mesh.colours, [[1, 0, 0], [0, 0.5, 0], [0, 0, 1]]) and np.allclose(mesh.normals, [0, 0, 1])
+
+
+def test_a_corner_that_is_not_there_is_named(tmp_path: Path):
+    with pytest.raises(BadFile, match="no such corner as 9"):
+        read(tmp_path, f"{SQUARE}f 1 2 9\n")
