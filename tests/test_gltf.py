@@ -287,7 +287,7 @@ def test_scale_then_rotate_then_move(file: GltfFile, tmp_path: Path):
     right = [[10, 20, 30], [10, 22, 30], [7, 20, 30], [10, 20, 34]]
     assert np.abs(part.positions - right).max() < 1e-12
     assert np.array_equal(part.local["POSITION"], CORNER)
-    assert np.abs(part.matrix @ [0, 0, 1, 1] - [10, 20, 34, 1]).max() < 1e-12
+    assert np.abs(part.matrices[0] @ [0, 0, 1, 1] - [10, 20, 34, 1]).max() < 1e-12
 
 
 def test_matrices_are_given_by_columns(file: GltfFile, tmp_path: Path):
@@ -461,7 +461,7 @@ def test_joints_at_rest(file: GltfFile, tmp_path: Path):
     turned[2] = [(-0.6 + 0.6) / 2, (0.6 + 0.6) / 2, (1 + 6) / 2]
     assert np.abs(part.positions - turned).max() < 1e-6
     assert np.abs(part.normals[:3] - [[0, 1, 0], [1, 0, 0], [HALF, HALF, 0]]).max() < 1e-6
-    assert part.matrix is None
+    assert part.matrices.shape == (len(part.positions), 4, 4)
     assert np.array_equal(part.faces.reshape(-1), TRIANGLES)
 
 

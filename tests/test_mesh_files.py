@@ -92,7 +92,7 @@ class Glb:
 
     def array(self, number: int) -> np.ndarray:
         accessor = self.tree["accessors"][number]
-        dtype = {5125: np.uint32, 5126: np.float32}[accessor["componentType"]]
+        dtype = {5123: np.uint16, 5125: np.uint32, 5126: np.float32}[accessor["componentType"]]
         width = {"SCALAR": 1, "VEC2": 2, "VEC3": 3, "VEC4": 4}[accessor["type"]]
         return np.frombuffer(self.view(accessor["bufferView"]), dtype).reshape(-1, width)[: accessor["count"]]
 

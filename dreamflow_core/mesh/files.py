@@ -13,10 +13,8 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-import torch
 import trimesh
 from PIL import Image
-from trimesh.exchange.gltf import export_glb
 from trimesh.exchange.obj import export_obj
 from trimesh.exchange.ply import export_ply
 from trimesh.visual.material import PBRMaterial
@@ -27,20 +25,19 @@ from . import gltf, topology
 from .bake import sample_texture
 from .colours import to_linear
 from .from_gltf import one_mesh
-from .mesh import Floats, Mesh
-from .normal_map import vertex_tangents
+from .gltf import GltfScene, read_document
+from .gltf_draft import Draft
+from .gltf_materials import Material
+from .mesh import Mesh
 from .obj import read_obj
+from .scene import Part, Scene
+from .to_gltf import ROUGHNESS, to_bytes, to_gltf
+from .write_back import GltfSource
 
 SUFFIXES = (".glb", ".obj", ".ply")
 """Of files that are written."""
 READ_SUFFIXES = (*gltf.SUFFIXES, ".obj", ".ply")
 """Of files that are read."""
-
-_UNLIT = "KHR_materials_unlit"
-_CLAMP_TO_EDGE = 33071
-_LINEAR = 9729
-_LINEAR_MIPMAP_LINEAR = 9987
-_ROUGHNESS = 0.9
 
 
 def save_mesh(path: Path, mesh: Mesh) -> None:
@@ -62,9 +59,13 @@ def save_mesh(path: Path, mesh: Mesh) -> None:
         raise BadFile(f"{path} cannot be written: {error.strerror}") from error
 
 
-def load_mesh(path: Path) -> Mesh:
+def load_mesh(path: Path, keeps: bool = False) -> Mesh:
     """Read a mesh; several in one file become one (`from_gltf`). Normals are not read of PLY. What is left out is
     one line of the log.
+
+    Args:
+        keeps: the mesh remembers its file (`Mesh.source`), so that `save_mesh` to a GLB file keeps what a `Mesh` has
+            no place for.
 
     Raises:
         BadFile: the file is missing, broken, of another format, or holds no usable mesh.
@@ -74,22 +75,21 @@ def load_mesh(path: Path) -> Mesh:
         raise BadFile(f"there is no file {path}")
     if suffix != ".ply":
         with reading(path):
-            mesh, lost = one_mesh(read_obj(path) if suffix == ".obj" else gltf.read_gltf(path))
-        if lost:
-            logging.warning("%s: %s", path, "; ".join(lost))
+            scene = read_obj(path) if suffix == ".obj" else gltf.read_gltf(path)
+            mesh, unseen = one_mesh(scene)
+            if keeps:
+                mesh = replace(mesh, source=_as_source(scene, mesh, path))
+        said = [*scene.warnings]
+        if unseen:
+            said.append(f"{'kept, but not shown' if keeps else 'left out'}: {', '.join(unseen)}")
+        if said:
+            logging.warning("%s: %s", path, "; ".join(said))
         return mesh
     with reading_picture(path):
         read = _one_mesh(trimesh.load_scene(path, process=False))
         if read is None:
             raise BadFile(f"{path} holds no triangles")
         return Mesh(read.vertices, read.faces, **_attributes(read.visual))
-
-
-def tangents(mesh: Mesh) -> Floats:
-    """glTF's TANGENT of each vertex of a mesh with UVs and normals, (V, 4)."""
-    assert mesh.uvs is not None and mesh.normals is not None
-    vertices, faces, uvs, normals = (torch.from_numpy(a) for a in (mesh.vertices, mesh.faces, mesh.uvs, mesh.normals))
-    return vertex_tangents(vertices, faces, uvs, faces, normals).numpy()
 
 
 def _suffix(path: Path, suffixes: tuple[str, ...]) -> str:
@@ -99,37 +99,35 @@ def _suffix(path: Path, suffixes: tuple[str, ...]) -> str:
 
 
 def _glb(mesh: Mesh, stem: str) -> dict[str, bytes]:
-    surface = _trimesh(mesh, stem)
-    if mesh.texture is None and mesh.colours is not None:
-        # glTF's vertex colours are linear. As a custom attribute they keep their precision.
-        surface.vertex_attributes["COLOR_0"] = to_linear(np.clip(mesh.colours, 0, 1)).astype(np.float32)
-    if mesh.normal_map is not None:
-        # Viewers would make their own, which may differ from those that the map was made for.
-        surface.vertex_attributes["TANGENT"] = tangents(mesh)
+    if mesh.source is None:
+        mesh = replace(mesh, origin=None)
+        mesh = replace(mesh, source=_own_source(mesh, Path(stem)))
+    assert mesh.source is not None
+    return {f"{stem}.glb": mesh.source.glb(mesh)}
 
-    def finish(tree: dict[str, Any]) -> None:
-        attributes = tree["meshes"][0]["primitives"][0]["attributes"]
-        for name in ("COLOR_0", "TANGENT"):
-            if f"_{name}" in attributes:
-                attributes[name] = attributes.pop(f"_{name}")
-        if mesh.unlit:
-            tree["materials"][0]["extensions"] = {_UNLIT: {}}
-            tree["extensionsUsed"] = [*tree.get("extensionsUsed", []), _UNLIT]
-        if tree.get("textures"):
-            sampler = {"magFilter": _LINEAR, "minFilter": _LINEAR_MIPMAP_LINEAR}
-            tree["samplers"] = [{**sampler, "wrapS": _CLAMP_TO_EDGE, "wrapT": _CLAMP_TO_EDGE}]
-            for texture in tree["textures"]:
-                texture["sampler"] = 0
 
-    scene = trimesh.Scene()
-    scene.add_geometry(surface, geom_name=stem)
-    return {f"{stem}.glb": export_glb(scene, include_normals=True, unitize_normals=True, tree_postprocessor=finish)}
+def _own_source(mesh: Mesh, path: Path) -> GltfSource:
+    """A new document with the surface of a mesh."""
+    colours = None
+    if mesh.colours is not None and mesh.texture is None:
+        colours = np.pad(to_linear(np.clip(mesh.colours, 0, 1)), ((0, 0), (0, 1)), constant_values=1)
+    uvs = {} if mesh.uvs is None else {0: mesh.uvs}
+    material = Material(name=f"{path.name}_texture", unlit=mesh.unlit, double_sided=mesh.double_sided)
+    part = Part(None, mesh.faces, mesh.vertices, mesh.normals, uvs, colours)
+    return _as_source(Scene([part], {None: material}, []), replace(mesh, texture=None, normal_map=None), path)
+
+
+def _as_source(scene: Scene, mesh: Mesh, path: Path) -> GltfSource:
+    """What a mesh that was read of a file is written back into."""
+    if not isinstance(scene, GltfScene):
+        scene = read_document(to_gltf(scene, path))
+    return GltfSource(scene, mesh, Draft(scene.document))
 
 
 def _obj(mesh: Mesh, stem: str) -> dict[str, bytes]:
     surface = _trimesh(mesh, stem)
     if mesh.texture is None and mesh.colours is not None:
-        surface.visual = trimesh.visual.ColorVisuals(surface, vertex_colors=_bytes(mesh.colours))
+        surface.visual = trimesh.visual.ColorVisuals(surface, vertex_colors=to_bytes(mesh.colours))
     text, beside = export_obj(
         surface,
         include_normals=True,
@@ -155,14 +153,14 @@ def _ply(mesh: Mesh, stem: str) -> dict[str, bytes]:
     surface = _trimesh(mesh, stem)
     surface.visual = trimesh.visual.ColorVisuals(surface)
     if colours is not None:
-        surface.visual.vertex_colors = _bytes(colours)
+        surface.visual.vertex_colors = to_bytes(colours)
     return {f"{stem}.ply": export_ply(surface, vertex_normal=True)}
 
 
 def _trimesh(mesh: Mesh, stem: str) -> trimesh.Trimesh:
     """With a material, and with the texture if there is one."""
     texture, normal_map = (
-        None if image is None else Image.fromarray(_bytes(image)) for image in (mesh.texture, mesh.normal_map)
+        None if image is None else Image.fromarray(to_bytes(image)) for image in (mesh.texture, mesh.normal_map)
     )
     material = PBRMaterial(
         name=f"{stem}_texture",
@@ -170,7 +168,7 @@ def _trimesh(mesh: Mesh, stem: str) -> trimesh.Trimesh:
         normalTexture=normal_map,
         baseColorFactor=[255, 255, 255, 255],
         metallicFactor=0.0,
-        roughnessFactor=_ROUGHNESS,
+        roughnessFactor=ROUGHNESS,
         doubleSided=mesh.double_sided,
     )
     # trimesh puts the origin of UVs at the bottom left.
@@ -211,7 +209,3 @@ def _attributes(visual: Any) -> dict[str, Any]:
 def _colours(values: np.ndarray) -> dict[str, Any]:
     scale = 255 if values.dtype == np.uint8 else 65535 if values.dtype == np.uint16 else 1
     return {"colours": np.clip(values[:, :3].astype(np.float32) / scale, 0, 1)}
-
-
-def _bytes(colours: Floats) -> np.ndarray:
-    return (np.clip(colours, 0, 1) * 255).round().astype(np.uint8)

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from .bake import fill, surface_texels
+from .bake import Texels, fill, surface_texels
 from .colours import to_display, to_linear
 from .gltf_materials import Material, Texture
 from .mesh import BadMesh, Floats, Mesh
@@ -19,14 +19,13 @@ _SMALLEST, _LARGEST = 512, 4096
 """Sides of the atlas that several textures are baked into."""
 _FILLED = 0.5
 """About how much of an atlas shows the surface."""
-_FLAT = "it has no normals, and its flat faces become smooth"
 
 
 def one_mesh(scene: Scene) -> tuple[Mesh, list[str]]:
-    """All parts of a scene as one mesh, and what of it the mesh has no place for, a sentence each.
+    """All parts of a scene as one mesh, and what of it the mesh has no place for, a few words each.
 
     The base colour is factor times texture times COLOR_0, as glTF 2.0 multiplies them (3.9.2). UVs stay as they are
-    where one material covers all and they lie in its texture; several textures, tiled ones, and those under vertex
+    where one texture covers all and they lie in it; several textures, tiled ones, and those under vertex
     colours are baked into a new atlas. Without a texture, factors and COLOR_0 become vertex colours.
     """
     materials = list(scene.materials.values())
@@ -44,15 +43,7 @@ def one_mesh(scene: Scene) -> tuple[Mesh, list[str]]:
         mesh = replace(mesh, uvs=uvs, texture=texture, normal_map=normal_map)
     else:
         mesh = _baked(scene, mesh)
-    lost = [*scene.warnings, *_lost(materials, mesh)]
-    if mesh.normals is None and not mesh.unlit:
-        # Without normals glTF's faces are flat; what is saved is smooth.
-        some = any(part.normals is not None for part in scene.parts)
-        lost.append("as parts of it have no normals, those of the others are left out" if some else _FLAT)
-    given = _all([part.uvs.get(0) for part in scene.parts])
-    if mesh.uvs is None and given is not None and _alike(given):
-        lost.append("its UVs are all alike, so a new atlas is made")
-    return mesh, lost
+    return mesh, _unseen(scene, mesh)
 
 
 def _texture(scene: Scene, part: Part) -> Texture | None:
@@ -102,7 +93,8 @@ def _kept(scene: Scene) -> tuple[Floats, Floats, Floats | None] | None:
     (material, *others) = scene.materials.values()
     texture = material.base_texture
     white = all(part.colours is None or (part.colours[:, :3] == 1).all() for part in scene.parts)
-    if others or texture is None or not white:
+    alike = all(_shown_alike(material, other) for other in others)
+    if not alike or texture is None or not white:
         return None
     uvs = _all([part.uvs.get(texture.tex_coord) for part in scene.parts])
     if uvs is None:
@@ -114,7 +106,9 @@ def _kept(scene: Scene) -> tuple[Floats, Floats, Floats | None] | None:
     if material.base_colour[:3] != (1.0, 1.0, 1.0):
         colours = to_display(to_linear(colours) * material.base_colour[:3])
     bumps = material.normal_texture
-    return placed, colours, _colours(bumps) if bumps is not None and _seen_alike(bumps, texture) else None
+    bent_alike = all(_is_same(other.normal_texture, bumps) for other in others)
+    kept = bumps is not None and bent_alike and bumps.strength == 1 and _seen_alike(bumps, texture)
+    return placed, colours, _colours(bumps) if bumps is not None and kept else None
 
 
 def _colours(texture: Texture) -> Floats:
@@ -126,25 +120,40 @@ def _is_moved(texture: Texture) -> bool:
     return (texture.offset, texture.rotation, texture.scale) != ((0.0, 0.0), 0.0, (1.0, 1.0))
 
 
+def _shown_alike(material: Material, other: Material) -> bool:
+    """Whether two materials show the same base colours."""
+    return material.base_colour[:3] == other.base_colour[:3] and _is_same(material.base_texture, other.base_texture)
+
+
+def _is_same(texture: Texture | None, other: Texture | None) -> bool:
+    if texture is None or other is None:
+        return texture is other
+    return texture.picture is other.picture and texture.wrap == other.wrap and _seen_alike(texture, other)
+
+
 def _seen_alike(texture: Texture, other: Texture) -> bool:
-    """Whether two textures of a material lie on each other."""
+    """Whether two textures lie on each other."""
     names = ("tex_coord", "offset", "rotation", "scale")
-    return all(getattr(texture, name) == getattr(other, name) for name in names) and texture.strength == 1
+    return all(getattr(texture, name) == getattr(other, name) for name in names)
 
 
 def _baked(scene: Scene, mesh: Mesh) -> Mesh:
     """The mesh with an atlas of its own, into which all parts are baked."""
     flat, size = _unwrapped(mesh, _atlas_size(scene))
     texels = surface_texels(flat, size)
-    colours = np.empty((len(texels.face), 3), np.float32)
+    return replace(flat, texture=fill(texels, to_display(baked(scene, texels)[:, :3])))
+
+
+def baked(scene: Scene, texels: Texels) -> Floats:
+    """Linear RGBA (T, 4) in [0, 1] of the surface of all parts, whose faces are counted one after the other."""
+    colours = np.empty((len(texels.face), 4), np.float32)
     end = 0
     for part in scene.parts:
         start, end = end, end + len(part.faces)
         of_part = np.flatnonzero((texels.face >= start) & (texels.face < end))
-        linear = scene.base_colours(part, texels.face[of_part] - start, texels.weights[of_part])
-        # Weights, and so colours, can be a rounding error below zero.
-        colours[of_part] = to_display(np.maximum(linear[:, :3], 0))
-    return replace(flat, texture=fill(texels, colours))
+        colours[of_part] = scene.base_colours(part, texels.face[of_part] - start, texels.weights[of_part])
+    # Weights, and so colours, can be a rounding error beyond.
+    return np.clip(colours, 0, 1)
 
 
 def _unwrapped(mesh: Mesh, size: int) -> tuple[Mesh, int]:
@@ -170,18 +179,25 @@ def _atlas_size(scene: Scene) -> int:
     return min(max(side, _SMALLEST), _LARGEST)
 
 
-def _lost(materials: Sequence[Material], mesh: Mesh) -> list[str]:
-    """What of the materials the mesh has no place for."""
-    lost = []
+def _unseen(scene: Scene, mesh: Mesh) -> list[str]:
+    """What of a scene the mesh has no place for."""
+    materials = scene.materials.values()
+    unseen = []
     if any(material.alpha_mode != "OPAQUE" for material in materials):
-        lost.append("its transparency is left out")
+        unseen.append("transparency")
     if any(material.normal_texture for material in materials) and mesh.normal_map is None:
-        lost.append("its normal map is left out")
+        unseen.append("normal map")
     for name in ("metallic_roughness", "occlusion"):
         if any(getattr(material, f"{name}_texture") for material in materials):
-            lost.append(f"its {name.replace('_', '-')} map is left out")
+            unseen.append(f"{name.replace('_', '-')} map")
     if any(any(material.emissive) for material in materials):
-        lost.append("its emission is left out")
+        unseen.append("emission")
     if not mesh.unlit and any(material.unlit for material in materials):
-        lost.append("those of its materials that are unlit become lit")
-    return lost
+        unseen.append("unlit materials among lit ones")
+    if mesh.uvs is None and any(part.uvs for part in scene.parts):
+        unseen.append("UVs that no texture can be painted on (a new atlas is made)")
+    if mesh.normals is None and not mesh.unlit:
+        # Without normals glTF's faces are flat.
+        some = any(part.normals is not None for part in scene.parts)
+        unseen.append("normals, as some parts have none" if some else "flat faces, as it has no normals")
+    return unseen

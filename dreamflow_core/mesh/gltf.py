@@ -6,7 +6,7 @@ What is read is what is in the default scene at rest: animations stand still. So
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,15 +14,15 @@ from typing import Any
 import numpy as np
 
 from ..state import BadFile
-from .gltf_document import Document, whole
+from .gltf_document import Document, extensions, scaled, whole
 from .gltf_materials import Material, MaterialReader
-from .gltf_nodes import matrices, placed, world_matrices
+from .gltf_nodes import placed, trs_matrices, world_matrices
 from .mesh import BadMesh, Floats, Ints
 from .scene import Part, Scene
 
 SUFFIXES = (".glb", ".gltf")
 
-_INSTANCING = "EXT_mesh_gpu_instancing"
+INSTANCING = "EXT_mesh_gpu_instancing"
 _VISIBILITY = "KHR_node_visibility"
 _APPLIED = {
     "EXT_meshopt_compression",
@@ -34,7 +34,7 @@ _APPLIED = {
     "KHR_mesh_quantization",
     "KHR_meshopt_compression",
     "KHR_texture_transform",
-    _INSTANCING,
+    INSTANCING,
     _VISIBILITY,
 }
 _WITHOUT_EFFECT = {
@@ -77,7 +77,8 @@ class GltfPart(Part):
         node, mesh, primitive: their numbers in the file; the primitive's is within its mesh.
         instance: which of the node's instances (EXT_mesh_gpu_instancing), None without.
         name: the node's name, or else the mesh's; may be empty.
-        matrix: (4, 4) from the primitive's space to the scene's, for columns; None where a skin moves each vertex.
+        matrices: from the primitive's space to the scene's, for columns: (1, 4, 4), or (V, 4, 4) where a skin moves
+            each vertex.
         local: the primitive's attributes by their glTF names, each (V, components) and read-only, before morphing:
             floats as float32, quantised ones too; JOINTS_n and what the specification does not name in the file's type.
         tangents: (V, 4) float64, in the scene. None if the file has none, or no normals.
@@ -88,7 +89,7 @@ class GltfPart(Part):
     primitive: int
     instance: int | None
     name: str
-    matrix: Floats | None
+    matrices: Floats
     local: dict[str, np.ndarray]
     tangents: Floats | None
 
@@ -101,6 +102,7 @@ class GltfScene(Scene):
         document: the file itself.
     """
 
+    parts: Sequence[GltfPart]
     document: Document
 
 
@@ -113,7 +115,7 @@ def read_gltf(path: Path) -> GltfScene:
     if not path.is_file():
         raise BadFile(f"there is no file {path}")
     try:
-        return _Reader(Document(path)).scene()
+        return read_document(Document(path))
     except BadMesh as error:
         raise BadFile(f"{path} cannot be used: {error}") from error
     except KeyError as error:
@@ -122,6 +124,11 @@ def read_gltf(path: Path) -> GltfScene:
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise BadFile(f"{path} is broken: {reason}") from error
+
+
+def read_document(document: Document) -> GltfScene:
+    """What a document shows. Of a broken one anything may be raised; `read_gltf` says it in one line."""
+    return _Reader(document).scene()
 
 
 class _Reader:
@@ -148,7 +155,7 @@ class _Reader:
             self._check_uvs(part, materials[part.material])
         if self._document.tree.get("animations"):
             self._warn("its animations stand still")
-        for name in sorted(_extensions(self._document.tree) - _APPLIED - _WITHOUT_EFFECT):
+        for name in sorted(extensions(self._document.tree) - _APPLIED - _WITHOUT_EFFECT):
             self._warn(f"its extension {name} is not applied")
         return GltfScene(parts, materials, list(dict.fromkeys(self._warnings)), self._document)
 
@@ -190,7 +197,7 @@ class _Reader:
         for number in nodes:
             node = self._document.item("nodes", number)
             primitives = self._document.item("meshes", node["mesh"])["primitives"] if "mesh" in node else []
-            instancing = node.get("extensions", {}).get(_INSTANCING, {}).get("attributes", {})
+            instancing = node.get("extensions", {}).get(INSTANCING, {}).get("attributes", {})
             attributes = [primitive["attributes"] for primitive in primitives]
             vertices = counts(names["POSITION"] for names in attributes if "POSITION" in names)
             total += max(counts(instancing.values()), default=1) * sum(vertices)
@@ -212,7 +219,7 @@ class _Reader:
                 continue
             attributes = self._morphed(local, primitive, node.get("weights", mesh.get("weights", [])))
             for instance, within in instances:
-                matrix = self._worlds[number] @ within if "skin" not in node else None
+                matrices = self._skin(node["skin"], local) if "skin" in node else (self._worlds[number] @ within)[None]
                 yield GltfPart(
                     node=number,
                     mesh=node["mesh"],
@@ -220,9 +227,9 @@ class _Reader:
                     instance=instance,
                     name=node.get("name") or mesh.get("name", ""),
                     material=primitive.get("material"),
-                    matrix=matrix,
+                    matrices=matrices,
                     local=local,
-                    **placed(attributes, faces, self._skin(node["skin"], local) if matrix is None else matrix[None]),
+                    **placed(attributes, faces, matrices),
                 )
 
     def _is_drawn(self, mesh: int, index: int, primitive: dict[str, Any]) -> bool:
@@ -240,19 +247,19 @@ class _Reader:
 
     def _instances(self, node: dict[str, Any], number: int) -> list[tuple[int | None, Floats]]:
         """The numbers and matrices of a node's instances; one without a number where they are not asked for."""
-        instancing = node.get("extensions", {}).get(_INSTANCING)
+        instancing = node.get("extensions", {}).get(INSTANCING)
         if instancing is None:
             return [(None, np.eye(4))]
         if "skin" in node:
-            raise BadMesh(f"its node {number} has a skin and {_INSTANCING} at once")
+            raise BadMesh(f"its node {number} has a skin and {INSTANCING} at once")
         names = ("TRANSLATION", "ROTATION", "SCALE")
         given = {k: self._document.values(v) for k, v in instancing["attributes"].items() if k in names}
         counts = {len(values) for values in given.values()}
         if len(counts) != 1:
-            raise BadMesh(f"its node {number} has {_INSTANCING} of different lengths")
+            raise BadMesh(f"its node {number} has {INSTANCING} of different lengths")
         (count,) = counts
         defaults = (np.zeros((count, 3)), np.tile([0.0, 0.0, 0.0, 1.0], (count, 1)), np.ones((count, 3)))
-        within = matrices(*(given.get(name, default) for name, default in zip(names, defaults)))
+        within = trs_matrices(*(given.get(name, default) for name, default in zip(names, defaults)))
         return list(enumerate(within))
 
     def _primitive(self, mesh: int, index: int, primitive: dict[str, Any]) -> tuple[dict[str, np.ndarray], Ints]:
@@ -262,7 +269,7 @@ class _Reader:
             arrays = {}
             for name, number in primitive["attributes"].items():
                 array = packed[name] if name in packed else self._document.array(number)
-                arrays[name] = self._document.scaled(array, number)
+                arrays[name] = scaled(array, self._document.item("accessors", number))
             local = {name: _checked(name, array, len(arrays["POSITION"])) for name, array in arrays.items()}
             if faces is None:
                 faces = self._faces(mesh, primitive, len(local["POSITION"]))
@@ -339,20 +346,6 @@ class _Reader:
             if texture.tex_coord not in part.uvs:
                 lacks = f"primitive {part.primitive} of its mesh {part.mesh} has no TEXCOORD_{texture.tex_coord}"
                 self._warn(f"{lacks}, so it does not show texture {texture.number}")
-
-
-def _extensions(tree: dict[str, Any]) -> set[str]:
-    """The names of the extensions that objects of the JSON have."""
-    names: set[str] = set()
-    waiting: list[Any] = [tree]
-    while waiting:
-        part = waiting.pop()
-        if isinstance(part, dict):
-            names |= set(part.get("extensions", {}))
-            waiting += [value for name, value in part.items() if name != "extras"]
-        elif isinstance(part, list):
-            waiting += part
-    return names
 
 
 def _checked(name: str, array: np.ndarray, count: int) -> np.ndarray:

@@ -9,6 +9,7 @@ import base64
 import json
 import os
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, unquote_to_bytes
@@ -17,11 +18,11 @@ import numpy as np
 
 from .mesh import BadMesh, Ints
 
-_COMPONENTS = {5120: "<i1", 5121: "<u1", 5122: "<i2", 5123: "<u2", 5125: "<u4", 5126: "<f4"}
+COMPONENTS = {5120: "<i1", 5121: "<u1", 5122: "<i2", 5123: "<u2", 5125: "<u4", 5126: "<f4"}
 _ROWS = {"SCALAR": 1, "VEC2": 2, "VEC3": 3, "VEC4": 4, "MAT2": 2, "MAT3": 3, "MAT4": 4}
 """A vector is one column, a matrix has as many as rows."""
-_DRACO = "KHR_draco_mesh_compression"
-_MESHOPT = ("EXT_meshopt_compression", "KHR_meshopt_compression")
+DRACO = "KHR_draco_mesh_compression"
+MESHOPT = ("EXT_meshopt_compression", "KHR_meshopt_compression")
 _MOST_MESHOPT = 1024
 """Bytes from one: meshopt's codec of vertices spends at least two bits on 256 bytes."""
 
@@ -36,10 +37,14 @@ class Document:
         path: the file.
         tree: its JSON, as parsed.
         binary: the BIN chunk of a .glb file, empty without one.
+
+    Args:
+        data: what the file holds, if it is not to be read.
     """
 
-    def __init__(self, path: Path):
-        data = path.read_bytes()
+    def __init__(self, path: Path, data: bytes | None = None):
+        if data is None:
+            data = path.read_bytes()
         self.path = path
         self.tree, self.binary = _split(data)
         self._bytes_read = len(data)
@@ -89,7 +94,7 @@ class Document:
         """The bytes of a buffer view, decompressed."""
         if number not in self._views:
             view = self.item("bufferViews", number)
-            packed = [view["extensions"][name] for name in _MESHOPT if name in view.get("extensions", {})]
+            packed = [view["extensions"][name] for name in MESHOPT if name in view.get("extensions", {})]
             # An uncompressed copy, where there is one, is what the file was made from.
             if packed and "uri" not in self.item("buffers", view.get("buffer")):
                 self._views[number] = _unpack_meshopt(self._slice(packed[0]), packed[0], view)
@@ -118,13 +123,7 @@ class Document:
 
     def values(self, number: Any) -> np.ndarray:
         """The elements of an accessor, (count, components): float32, or its integers where they are no fractions."""
-        return self.scaled(self.array(number), number)
-
-    def scaled(self, array: np.ndarray, number: Any) -> np.ndarray:
-        """An accessor's elements as the fractions that they stand for, float32, where it says that they do."""
-        if not self.item("accessors", number).get("normalized", False) or array.dtype.kind == "f":
-            return array
-        return np.maximum(array / np.iinfo(array.dtype).max, -1).astype(np.float32)
+        return scaled(self.array(number), self.item("accessors", number))
 
     def is_stored(self, number: Any) -> bool:
         """Whether an accessor has data of its own; the others are zeros, or compressed with their primitive."""
@@ -135,14 +134,14 @@ class Document:
 
         No attributes and None for a primitive that is not compressed.
         """
-        packed = primitive.get("extensions", {}).get(_DRACO)
+        packed = primitive.get("extensions", {}).get(DRACO)
         # Whoever compresses a mesh may leave it in plain form too, and that is exact.
         if packed is None or self.is_stored(primitive["attributes"]["POSITION"]):
             return {}, None
         try:
             import DracoPy
         except ImportError as error:
-            raise BadMesh(_lacking(_DRACO, "DracoPy")) from error
+            raise BadMesh(_lacking(DRACO, "DracoPy")) from error
         mesh = DracoPy.decode(bytes(self.view(packed["bufferView"])))
         data = {attribute["unique_id"]: attribute["data"] for attribute in mesh.attributes}
         arrays = {}
@@ -186,14 +185,21 @@ class Document:
 
     def _dtype(self, part: dict[str, Any]) -> np.dtype:
         kind = part.get("componentType")
-        if kind not in _COMPONENTS:
+        if kind not in COMPONENTS:
             raise BadMesh(f"it has numbers of the type {kind}, which glTF does not know")
-        return np.dtype(_COMPONENTS[kind])
+        return np.dtype(COMPONENTS[kind])
 
     def _check_zeros(self, count: int) -> None:
         """Elements that take no room in the file could be any number; more than there are bytes are no mesh."""
         if count > self._bytes_read:
             raise BadMesh(f"it has {count} elements of zeros in {self._bytes_read} bytes")
+
+
+def scaled(array: np.ndarray, accessor: dict[str, Any]) -> np.ndarray:
+    """An accessor's elements as the fractions that they stand for, float32, where it says that they do."""
+    if not accessor.get("normalized", False) or array.dtype.kind == "f":
+        return array
+    return np.maximum(array / np.iinfo(array.dtype).max, -1).astype(np.float32)
 
 
 def whole(part: dict[str, Any], name: str, default: int | None = None) -> int:
@@ -206,6 +212,23 @@ def whole(part: dict[str, Any], name: str, default: int | None = None) -> int:
     if type(value) is not int or value < 0:
         raise BadMesh(f"it has a {name} of {value}")
     return value
+
+
+def extensions(tree: dict[str, Any]) -> set[str]:
+    """The names of the extensions that objects of a JSON tree have."""
+    return {name for _, part in objects(tree) for name in part.get("extensions", {})}
+
+
+def objects(tree: dict[str, Any]) -> Iterator[tuple[tuple[str, ...], dict[str, Any]]]:
+    """All objects of a JSON tree but users' own, each with the keys on the way to it."""
+    waiting: list[tuple[tuple[str, ...], Any]] = [((), tree)]
+    while waiting:
+        path, part = waiting.pop()
+        if isinstance(part, list):
+            waiting += [(path, item) for item in part]
+        elif isinstance(part, dict):
+            yield path, part
+            waiting += [((*path, key), value) for key, value in part.items() if key != "extras"]
 
 
 def _split(data: bytes) -> tuple[dict[str, Any], bytes]:
@@ -250,7 +273,7 @@ def _unpack_meshopt(data: memoryview, packed: dict[str, Any], view: dict[str, An
     try:
         import meshopt
     except ImportError as error:
-        raise BadMesh(_lacking(_MESHOPT[0], "meshopt")) from error
+        raise BadMesh(_lacking(MESHOPT[0], "meshopt")) from error
     count, stride = whole(packed, "count"), whole(packed, "byteStride")
     if count * stride != whole(view, "byteLength") or count * stride > _MOST_MESHOPT * len(data):
         raise BadMesh(f"its {len(data)} compressed bytes cannot hold {count} elements of {stride} bytes")

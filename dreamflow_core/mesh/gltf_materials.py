@@ -23,8 +23,8 @@ from .mesh import BadMesh, Floats
 REPEAT, CLAMP_TO_EDGE, MIRRORED_REPEAT = 10497, 33071, 33648
 NEAREST = 9728
 
-_TRANSFORM = "KHR_texture_transform"
-_SPECULAR_GLOSSINESS = "KHR_materials_pbrSpecularGlossiness"
+TRANSFORM = "KHR_texture_transform"
+SPECULAR_GLOSSINESS = "KHR_materials_pbrSpecularGlossiness"
 _WEBP = "EXT_texture_webp"
 _BASISU = "KHR_texture_basisu"
 _FORMATS = ("PNG", "JPEG", "WEBP")
@@ -212,8 +212,8 @@ class MaterialReader:
         extensions = material.get("extensions", {})
         metallic = material.get("pbrMetallicRoughness", {})
         base, colour, texture = metallic, "baseColorFactor", "baseColorTexture"
-        if _SPECULAR_GLOSSINESS in extensions:
-            base, colour, texture = extensions[_SPECULAR_GLOSSINESS], "diffuseFactor", "diffuseTexture"
+        if SPECULAR_GLOSSINESS in extensions:
+            base, colour, texture = extensions[SPECULAR_GLOSSINESS], "diffuseFactor", "diffuseTexture"
         default = Material()
         strength = extensions.get("KHR_materials_emissive_strength", {}).get("emissiveStrength", 1.0)
         alpha_mode = material.get("alphaMode", default.alpha_mode)
@@ -244,7 +244,7 @@ class MaterialReader:
         used = part[name]
         texture = self._document.item("textures", used.get("index"))
         sampler = self._document.item("samplers", texture["sampler"]) if "sampler" in texture else {}
-        transform = used.get("extensions", {}).get(_TRANSFORM, {})
+        transform = used.get("extensions", {}).get(TRANSFORM, {})
         wrap = (sampler.get("wrapS", REPEAT), sampler.get("wrapT", REPEAT))
         if not {REPEAT, CLAMP_TO_EDGE, MIRRORED_REPEAT}.issuperset(wrap):
             raise BadMesh(f"its texture {used['index']} wraps by {wrap}, which glTF does not know")

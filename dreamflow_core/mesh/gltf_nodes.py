@@ -39,7 +39,7 @@ def world_matrices(document: Document) -> dict[int, Floats]:
     return worlds
 
 
-def matrices(translations: Floats, rotations: Floats, scales: Floats) -> Floats:
+def trs_matrices(translations: Floats, rotations: Floats, scales: Floats) -> Floats:
     """Matrices (N, 4, 4) that scale (N, 3), then turn by quaternions (N, 4) x, y, z, w, then move (N, 3).
 
     Raises:
@@ -77,9 +77,9 @@ def placed(attributes: dict[str, np.ndarray], faces: Ints, matrices: Floats) -> 
     else:
         # The rows of the cofactors: the inverse transpose times the determinant, also where there is no inverse.
         cofactors = np.cross(linear[:, [1, 2, 0]], linear[:, [2, 0, 1]])
-        normals = _unit(np.einsum("vij,vj->vi", cofactors * turn[:, None, None], normals, dtype=np.float64))
+        normals = unit(np.einsum("vij,vj->vi", cofactors * turn[:, None, None], normals, dtype=np.float64))
     if tangents is not None:
-        along = _unit(np.einsum("vij,vj->vi", linear, tangents[:, :3], dtype=np.float64))
+        along = unit(np.einsum("vij,vj->vi", linear, tangents[:, :3], dtype=np.float64))
         tangents = np.concatenate([along, tangents[:, 3:] * turn[:, None]], axis=-1)
     colours = attributes.get("COLOR_0")
     if colours is not None:
@@ -100,7 +100,7 @@ def _local_matrices(nodes: list[dict[str, Any]]) -> Floats:
         np.array([node.get(name, default) for node in nodes], np.float64).reshape(len(nodes), len(default))
         for name, default in (("translation", [0, 0, 0]), ("rotation", [0, 0, 0, 1]), ("scale", [1, 1, 1]))
     )
-    made = matrices(translations, rotations, scales)
+    made = trs_matrices(translations, rotations, scales)
     for number, node in enumerate(nodes):
         if "matrix" in node:
             made[number] = np.array(node["matrix"], np.float64).reshape(4, 4).T
@@ -116,6 +116,7 @@ def _finite(matrix: Floats) -> Floats:
     return matrix
 
 
-def _unit(vectors: Floats) -> Floats:
+def unit(vectors: Floats) -> Floats:
+    """Vectors (N, 3) at unit length; those of none stay zero."""
     lengths = np.linalg.norm(vectors, axis=-1, keepdims=True)
     return np.divide(vectors, lengths, out=np.zeros_like(vectors), where=lengths > 0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,13 @@ Ints = NDArray[np.integer[Any]]
 
 class BadMesh(ValueError):
     """A mesh, or what should become one, cannot be used; the message says why."""
+
+
+class Source(Protocol):
+    """A file that a mesh was read of."""
+
+    def glb(self, mesh: Mesh) -> bytes:
+        """The file with what became of the mesh, as a GLB file."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,6 +42,8 @@ class Mesh:
         colours: (V, 3) in [0, 1], display-referred (sRGB).
         unlit: the colours already contain the light, so a viewer should add none.
         double_sided: faces are seen from behind too.
+        source: the file that it was read of, for what a `Mesh` does not hold.
+        origin: (V,) which vertex of the file each was; None where they are the file's own, in its order.
 
     Raises:
         BadMesh: no faces, NaN, an index out of range, or an attribute of the wrong shape.
@@ -49,6 +58,8 @@ class Mesh:
     colours: Floats | None = None
     unlit: bool = False
     double_sided: bool = False
+    source: Source | None = None
+    origin: Ints | None = None
 
     def __post_init__(self) -> None:
         if np.size(self.faces) == 0:

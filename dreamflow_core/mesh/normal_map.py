@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .mesh import Floats, Mesh
+
 _LEAST_Z = 0.1
 """Normals that lean further than this are taken as leaning so far."""
 
@@ -24,6 +26,13 @@ def to_slopes(normal_map: Tensor) -> Tensor:
 def to_normal_map(slopes: Tensor) -> Tensor:
     """Texels (..., 3) in [0, 1] of slopes (..., 2)."""
     return 0.5 + 0.5 * F.normalize(F.pad(slopes, (0, 1), value=1.0), dim=-1)
+
+
+def tangents(mesh: Mesh) -> Floats:
+    """glTF's TANGENT of each vertex of a mesh with UVs and normals, (V, 4)."""
+    assert mesh.uvs is not None and mesh.normals is not None
+    vertices, faces, uvs, normals = (torch.from_numpy(a) for a in (mesh.vertices, mesh.faces, mesh.uvs, mesh.normals))
+    return vertex_tangents(vertices, faces, uvs, faces, normals).numpy()
 
 
 def vertex_tangents(vertices: Tensor, faces: Tensor, uvs: Tensor, uv_faces: Tensor, normals: Tensor) -> Tensor:

@@ -62,6 +62,7 @@ class _Reader:
         self._material = -1
         self._library: dict[str, dict[str, str]] = {}
         self._unknown: dict[str, None] = {}
+        self._pictures: dict[Path, PictureFile] = {}
         self._warnings: list[str] = []
 
     def scene(self) -> Scene:
@@ -163,7 +164,7 @@ class _Reader:
         wrap = CLAMP_TO_EDGE if options.get("-clamp") == ["on"] else REPEAT
         return Texture(
             number=number,
-            picture=PictureFile(place),
+            picture=self._pictures.setdefault(place, PictureFile(place)),
             tex_coord=0,
             wrap=(wrap, wrap),
             nearest=False,

@@ -11,6 +11,9 @@ from scipy.sparse.csgraph import connected_components
 
 from .mesh import Floats, Ints
 
+_ALIKE = 3
+"""Normals that agree to so many decimals are one."""
+
 
 def weld(vertices: Floats) -> tuple[Ints, Ints]:
     """Unite vertices at exactly the same place.
@@ -78,12 +81,16 @@ def face_volumes(vertices: Floats, faces: Ints) -> np.ndarray:
     return np.einsum("fi,fi->f", np.cross(corners[:, 0], corners[:, 1]), corners[:, 2]) / 6
 
 
-def vertex_normals(vertices: Floats, faces: Ints) -> Floats:
+def vertex_normals(vertices: Floats, faces: Ints, apart: Floats | None = None) -> Floats:
     """Unit normals (V, 3), the mean of the faces around each place, weighted by area.
 
     Vertices that were split at the same place share their normal, so that UV seams do not show.
+
+    Args:
+        apart: normals (V, 3) from before; vertices at the same place share theirs only if they did before, so that
+            hard edges stay.
     """
-    _, place = weld(vertices)
+    _, place = weld(vertices if apart is None else np.concatenate([vertices, apart.round(_ALIKE)], axis=1))
     crosses = _face_crosses(vertices, faces)
     total = np.zeros((place.max() + 1, 3))
     for corner in range(3):

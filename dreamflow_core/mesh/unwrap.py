@@ -78,6 +78,7 @@ def unwrap(mesh: Mesh, size: int, padding: int = 2) -> tuple[Mesh, Ints]:
         normals=normals,
         normal_map=None,
         colours=colours,
+        origin=split_from if mesh.origin is None else mesh.origin[split_from],
     )
     return flat, split_from
 

@@ -88,7 +88,7 @@ def look(mesh: Mesh) -> Look:
 def to_comfy(mesh: Mesh) -> Any:
     """A `Mesh` as a MESH, a batch of one on the CPU."""
     from ...dreamflow_core.mesh.colours import to_linear
-    from ...dreamflow_core.mesh.files import tangents
+    from ...dreamflow_core.mesh.normal_map import tangents
     from ...dreamflow_core.mesh.topology import vertex_normals
 
     colours = None if mesh.colours is None else to_linear(mesh.colours)
