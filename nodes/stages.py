@@ -175,7 +175,8 @@ class DreamFlowMeshTune(io.ComfyNode):
             work = partial(optimise_mesh, prior, schedule, given, stage, seed=seed)
             made = run(cls, work, asdict(stage), save_every)
             result = meshes.changed(mesh, given, made, moved="vertices" in settings.rates())
-            return io.NodeOutput(result, _preview(lambda: meshes.look(made), resolution, stage.views))
+            preview = _preview(lambda: meshes.look(made), resolution, stage.views)
+            return io.NodeOutput(result, preview, meshes.to_file(made, result))
 
 
 class DreamFlowMeshRefine(DreamFlowMeshTune):
@@ -189,6 +190,11 @@ class DreamFlowMeshRefine(DreamFlowMeshTune):
 
 
 _SIZE = "Side of the pictures that the model denoises, in pixels: what it was made for, or 64 for the demo model."
+
+_FILE = (
+    "The mesh as a GLB file. A 3D file that came in keeps all that did not change: other maps, transparency, names, "
+    "nodes, UV sets, animations. MESH has no place for some of it."
+)
 
 _FINAL_RATE = "Share of the learning rates that is left at the end."
 
@@ -240,7 +246,11 @@ def _mesh_schema(node_id: str, display_name: str, description: str) -> io.Schema
             checkpoint_input(),
             *stage_inputs(),
         ],
-        outputs=[io.Mesh.Output(display_name="MESH"), io.Image.Output(display_name="preview")],
+        outputs=[
+            io.Mesh.Output(display_name="MESH"),
+            io.Image.Output(display_name="preview"),
+            io.File3DGLB.Output(display_name="model_3d", tooltip=_FILE),
+        ],
         hidden=HIDDEN,
     )
 

@@ -24,6 +24,7 @@ from safetensors.torch import save_file
 from dreamflow_core.demo.model import MODELS, load_model
 from dreamflow_core.mesh import topology
 from dreamflow_core.mesh.files import load_mesh, save_mesh
+from dreamflow_core.mesh.gltf import read_gltf
 from dreamflow_core.mesh.mesh import Mesh
 from dreamflow_core.mesh.unwrap import unwrap
 from dreamflow_core.priors.demo import DemoPrior
@@ -432,15 +433,21 @@ def test_a_lit_mesh_gets_a_normal_map(server: Server, client: ComfyUI, tmp_path:
     workflow = {
         **tuned,
         "loaded": node("Load3DAdvanced", model_file="3d/lit.glb", viewport_state={}, width=64, height=64),
-        "file": node("SaveGLB", mesh=["stage", 0], filename_prefix="3d/bent"),
+        "mesh": node("SaveGLB", mesh=["stage", 0], filename_prefix="3d/bent-mesh"),
+        "file": node("SaveGLB", mesh=["stage", 2], filename_prefix="3d/bent-file"),
     }
-    (file,) = [f for f in saved_files(client.run(workflow)) if f["filename"].endswith(".glb")]
-    path = tmp_path / "bent.glb"
-    path.write_bytes(client.download(file))
-    bent = load_mesh(path)
-    assert bent.normal_map is not None and np.abs(bent.normal_map - [0.5, 0.5, 1.0]).max() > 0.02
-    np.testing.assert_allclose(bent.vertices, lit.vertices, atol=1e-6)
-    np.testing.assert_allclose(bent.texture, lit.texture, atol=1 / 255)
+    made = [file for file in saved_files(client.run(workflow)) if file["filename"].endswith(".glb")]
+    assert len(made) == 2
+    for file in made:
+        path = tmp_path / file["filename"]
+        path.write_bytes(client.download(file))
+        bent = load_mesh(path)
+        assert bent.normal_map is not None and np.abs(bent.normal_map - [0.5, 0.5, 1.0]).max() > 0.02
+        np.testing.assert_allclose(bent.vertices, lit.vertices, atol=1e-6)
+        np.testing.assert_allclose(bent.texture, lit.texture, atol=1 / 255)
+    # As a file it keeps the names of the one that came in.
+    names = [read_gltf(tmp_path / file["filename"]).parts[0].name for file in made]
+    assert names.count("lit") == 1
 
 
 @pytest.fixture(scope="module")

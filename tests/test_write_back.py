@@ -92,7 +92,7 @@ def targeted(file: GltfFile) -> None:
 
 def written(path: Path, folder: Path, stage: Callable[[Mesh], Mesh]) -> tuple[Glb, Glb, Path]:
     after = folder / "after.glb"
-    save_mesh(after, stage(load_mesh(path, keeps=True)))
+    save_mesh(after, stage(load_mesh(path, kept_in="the GLB")))
     with suppress(Missing):
         known = [_without_numbers(text) for text in khronos_complaints(path)] if path.suffix == ".glb" else []
         assert [text for text in khronos_complaints(after) if _without_numbers(text) not in known] == []
@@ -446,7 +446,7 @@ def test_specular_glossiness(file: GltfFile, tmp_path: Path):
     extensions = {"KHR_materials_pbrSpecularGlossiness": glossy}
     file.show(file.quad(material=file.add("materials", extensions=extensions)))
     file.uses("KHR_materials_pbrSpecularGlossiness")
-    save_mesh(tmp_path / "after.glb", painted(load_mesh(file.save(tmp_path), keeps=True)))
+    save_mesh(tmp_path / "after.glb", painted(load_mesh(file.save(tmp_path), kept_in="the GLB")))
     after = Glb(tmp_path / "after.glb")
     (material,) = after.tree["materials"]
     made = material["extensions"]["KHR_materials_pbrSpecularGlossiness"]
@@ -498,4 +498,4 @@ def test_what_cannot_be_read_is_said_before_the_work(file: GltfFile, tmp_path: P
     path = file.save(tmp_path)
     load_mesh(path)
     with pytest.raises(BadFile, match="it needs not there"):
-        load_mesh(path, keeps=True)
+        load_mesh(path, kept_in="the GLB")

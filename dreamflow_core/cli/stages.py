@@ -94,7 +94,7 @@ def _optimise_mesh(options: argparse.Namespace) -> None:
 
     The mesh may have any size and place, and needs no texture.
     """
-    mesh = load_mesh(options.mesh, keeps=options.format == "glb")
+    mesh = load_mesh(options.mesh, kept_in="the GLB file" if options.format == "glb" else "")
     prior, planned, run, job = _prepare(options)
     schedule = planned.schedule.build(prior.sigma_at)
     optimise = partial(optimise_mesh, prior, schedule, mesh, planned.stage, seed=options.seed)

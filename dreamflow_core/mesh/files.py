@@ -59,13 +59,13 @@ def save_mesh(path: Path, mesh: Mesh) -> None:
         raise BadFile(f"{path} cannot be written: {error.strerror}") from error
 
 
-def load_mesh(path: Path, keeps: bool = False) -> Mesh:
+def load_mesh(path: Path, kept_in: str = "") -> Mesh:
     """Read a mesh; several in one file become one (`from_gltf`). Normals are not read of PLY. What is left out is
     one line of the log.
 
     Args:
-        keeps: the mesh remembers its file (`Mesh.source`), so that `save_mesh` to a GLB file keeps what a `Mesh` has
-            no place for.
+        kept_in: what the mesh will be written to with `save_mesh` as GLB, or `Mesh.source`, for the log. Then it
+            remembers its file (`Mesh.source`), so that nothing is left out there. Empty if it will not.
 
     Raises:
         BadFile: the file is missing, broken, of another format, or holds no usable mesh.
@@ -77,11 +77,11 @@ def load_mesh(path: Path, keeps: bool = False) -> Mesh:
         with reading(path):
             scene = read_obj(path) if suffix == ".obj" else gltf.read_gltf(path)
             mesh, unseen = one_mesh(scene)
-            if keeps:
+            if kept_in:
                 mesh = replace(mesh, source=_as_source(scene, mesh, path))
         said = [*scene.warnings]
         if unseen:
-            said.append(f"{'kept, but not shown' if keeps else 'left out'}: {', '.join(unseen)}")
+            said.append(f"{f'kept in {kept_in}, but not shown' if kept_in else 'left out'}: {', '.join(unseen)}")
         if said:
             logging.warning("%s: %s", path, "; ".join(said))
         return mesh
@@ -99,22 +99,20 @@ def _suffix(path: Path, suffixes: tuple[str, ...]) -> str:
 
 
 def _glb(mesh: Mesh, stem: str) -> dict[str, bytes]:
-    if mesh.source is None:
-        mesh = replace(mesh, origin=None)
-        mesh = replace(mesh, source=_own_source(mesh, Path(stem)))
-    assert mesh.source is not None
-    return {f"{stem}.glb": mesh.source.glb(mesh)}
+    return {f"{stem}.glb": mesh.source.glb(mesh) if mesh.source else _new_glb(mesh, Path(stem))}
 
 
-def _own_source(mesh: Mesh, path: Path) -> GltfSource:
-    """A new document with the surface of a mesh."""
+def _new_glb(mesh: Mesh, path: Path) -> bytes:
+    """The file of a mesh that comes from none."""
+    mesh = replace(mesh, origin=None)
     colours = None
     if mesh.colours is not None and mesh.texture is None:
         colours = np.pad(to_linear(np.clip(mesh.colours, 0, 1)), ((0, 0), (0, 1)), constant_values=1)
     uvs = {} if mesh.uvs is None else {0: mesh.uvs}
     material = Material(name=f"{path.name}_texture", unlit=mesh.unlit, double_sided=mesh.double_sided)
     part = Part(None, mesh.faces, mesh.vertices, mesh.normals, uvs, colours)
-    return _as_source(Scene([part], {None: material}, []), replace(mesh, texture=None, normal_map=None), path)
+    bare = replace(mesh, texture=None, normal_map=None)
+    return _as_source(Scene([part], {None: material}, []), bare, path).glb(mesh)
 
 
 def _as_source(scene: Scene, mesh: Mesh, path: Path) -> GltfSource:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import tempfile
 from dataclasses import replace
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ from ...dreamflow_core.prior import Look
 if TYPE_CHECKING:
     from ...dreamflow_core.mesh.mesh import Mesh
 
-FILES = [io.File3DGLB, io.File3DOBJ, io.File3DPLY, io.File3DAny]
+FILES = [io.File3DGLB, io.File3DGLTF, io.File3DOBJ, io.File3DPLY, io.File3DAny]
 """The kinds of 3D file that are taken in a mesh's place."""
 
 
@@ -41,13 +42,27 @@ def read(mesh: Any) -> Mesh:
     return _from_file(mesh) if isinstance(mesh, Types.File3D) else _from_comfy(mesh)
 
 
+def to_file(made: Mesh, result: Any) -> Any:
+    """What a stage made as a GLB file: the file that it was given with what changed, or else as ComfyUI saves a MESH.
+
+    Args:
+        made: of what `read` read.
+        result: `changed` of it.
+    """
+    if made.source is None:
+        from comfy_extras.nodes_save_3d import MeshToFile3D
+
+        return MeshToFile3D.execute(result)[0]
+    return Types.File3D(BytesIO(made.source.glb(made)), file_format="glb")
+
+
 def _from_file(file: Any) -> Mesh:
     from ...dreamflow_core.mesh.files import load_mesh
 
     if file.is_disk_backed:
-        return load_mesh(Path(file.get_source()))
+        return load_mesh(Path(file.get_source()), kept_in="model_3d")
     with tempfile.TemporaryDirectory() as folder:
-        return load_mesh(Path(file.save_to(str(Path(folder) / f"mesh.{file.format}"))))
+        return load_mesh(Path(file.save_to(str(Path(folder) / f"mesh.{file.format}"))), kept_in="model_3d")
 
 
 def _from_comfy(mesh: Any) -> Mesh:

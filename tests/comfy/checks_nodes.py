@@ -21,6 +21,7 @@ from comfy_extras.nodes_gaussian_splat import _lookat_camera_info
 from comfy_extras.nodes_save_3d import MeshToFile3D
 from helpers import close, same
 from pack.dreamflow_core.cameras import VIEW_NAMES, orbit, view_name
+from pack.dreamflow_core.mesh.gltf_document import Document
 from pack.dreamflow_core.mesh.mesh import BadMesh, Mesh
 from pack.dreamflow_core.settings.cameras import ViewRange
 from pack.dreamflow_core.state import BadFile
@@ -132,6 +133,33 @@ def check_a_stage_keeps_what_it_knows_nothing_of():
     same(result.vertices, source.vertices)
 
 
+def check_a_file_keeps_what_a_stage_did_not_change():
+    source = meshes.to_comfy(textured())
+    source.metallic_roughness, source.emissive = torch.rand(1, 8, 8, 3), torch.rand(1, 8, 8, 3)
+    (file,) = MeshToFile3D.execute(source).args
+    before = meshes.read(file)
+    painted = replace(before, texture=1 - before.texture)
+    given, made = (Document(Path("a.glb"), f.get_data().getvalue()) for f in (file, meshes.to_file(painted, None)))
+
+    def picture(document: Document, used: dict[str, int]) -> bytes:
+        image = document.tree["images"][document.tree["textures"][used["index"]]["source"]]
+        return bytes(document.view(image["bufferView"]))
+
+    old, new = (document.tree["materials"][0] for document in (given, made))
+    base, other = "baseColorTexture", "metallicRoughnessTexture"
+    for of_old, of_new, name in (
+        (old, new, "emissiveTexture"),
+        (old["pbrMetallicRoughness"], new["pbrMetallicRoughness"], other),
+        (old["pbrMetallicRoughness"], new["pbrMetallicRoughness"], base),
+    ):
+        assert (picture(given, of_old[name]) == picture(made, of_new[name])) == (name != base)
+    assert made.tree["nodes"] == given.tree["nodes"]
+    # A MESH that came from no file is what ComfyUI makes of it.
+    mesh = meshes.read(source)
+    theirs, ours = MeshToFile3D.execute(source)[0], meshes.to_file(mesh, source)
+    assert ours.get_data().getvalue() == theirs.get_data().getvalue()
+
+
 def check_a_viewers_camera_looks_where_it_should():
     target = torch.tensor([0.3, -0.2, 0.1])
     ups = []
@@ -233,7 +261,7 @@ def check_a_stage_s_result_outlives_its_previews():
     }
     with own_user_folder(), patch.object(running, "contact_sheet", fail), patch.object(meshes, "look", fail):
         node = in_a_graph(DreamFlowMeshTune)
-        made, preview = node.execute(**flow, **painted, cfg=2.0, iterations=1, cameras=ViewRange(views=1)).args
+        made, preview, _ = node.execute(**flow, **painted, cfg=2.0, iterations=1, cameras=ViewRange(views=1)).args
     assert made.texture.shape == (1, 16, 16, 3)
     assert preview.shape[1:] == (64, 64, 3) and preview.min() == 1
 
