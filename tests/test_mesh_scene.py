@@ -17,7 +17,7 @@ from dreamflow_core.mesh import topology
 from dreamflow_core.mesh.extract import extract, simplify
 from dreamflow_core.mesh.mesh import BadMesh, Mesh
 from dreamflow_core.mesh.unwrap import unwrap
-from dreamflow_core.scenes.mesh import MeshScene, bending, neighbours, six_ways, vertex_normals
+from dreamflow_core.scenes.mesh import MeshScene, bending, look_at, neighbours, six_ways, vertex_normals
 from dreamflow_core.settings.cameras import ViewRange
 from dreamflow_core.settings.scenes import MeshSettings
 from dreamflow_core.state import load_state, save_state
@@ -142,9 +142,40 @@ def test_bending_and_neighbours_of_a_cube():
     assert bending(vertices, faces, pairs).item() == pytest.approx(12 / 18)
 
 
+def cube(hard: bool) -> Mesh:
+    box = trimesh.creation.box((1, 1, 1))
+    corners = box.vertices[box.faces].reshape(-1, 3)
+    normals = np.repeat(box.face_normals, 3, axis=0)
+    return Mesh(corners, np.arange(36).reshape(-1, 3), normals=normals if hard else None)
+
+
+@pytest.mark.parametrize("hard", [True, False])
+def test_hard_edges_are_seen_and_stay(hard):
+    front = orbit(1, 0.0, 3.0, 40.0)
+    scene = MeshScene(cube(hard), MeshSettings(optimise="geometry"), seed=0)
+    with torch.no_grad():
+        middle = scene.view(front, 64).normal[0, :, 20:44, 20:44]
+    assert (middle[2].min().item() > 1 - 1e-5) == hard
+    made = scene.mesh()
+    if hard:
+        np.testing.assert_allclose(made.normals, cube(True).normals, atol=1e-5)
+
+
+def test_vertex_colours_are_interpolated_as_light():
+    """glTF 2.0, 3.9.2: COLOR_0 is linear. Between black and white is a half of the light."""
+    quad = [[-1, -1, 0], [1, -1, 0], [1, 1, 0], [-1, 1, 0]]
+    colours = np.array([[0, 0, 0], [1, 1, 1], [1, 1, 1], [0, 0, 0]])
+    mesh = Mesh(np.array(quad) * 0.6, [[0, 1, 2], [0, 2, 3]], colours=colours, unlit=True)
+    picture = look_at(mesh)(orbit(1, 0.0, 3.0, 40.0), 64).colour[0, 0]
+    light = np.linspace(0, 1, 1000)
+    middle = np.interp(0.5, light, 1.055 * light ** (1 / 2.4) - 0.055)
+    assert picture[32, 31:33].mean().item() == pytest.approx(middle, abs=0.01)
+
+
 def test_vertex_normals_are_those_of_the_mesh():
     mesh = simplify(extract(soft_grid("duck", 24), EXTENT), 300)
-    normals = vertex_normals(torch.tensor(mesh.vertices), torch.tensor(mesh.faces))
+    faces = torch.tensor(mesh.faces)
+    normals = vertex_normals(torch.tensor(mesh.vertices), faces, faces)
     np.testing.assert_allclose(normals, topology.vertex_normals(mesh.vertices, mesh.faces), atol=1e-4)
 
 

@@ -35,7 +35,7 @@ def test_tangent_space_of_a_square(mirrored: bool):
     right = -1.0 if mirrored else 1.0
     uvs = torch.stack([0.5 + 0.5 * right * vertices[:, 0], 0.5 - 0.5 * vertices[:, 1]], dim=1)
     normals = torch.tensor([[0.0, 0, 1]]).expand(4, 3)
-    tangents = vertex_tangents(vertices, faces, uvs, faces, normals)
+    tangents = vertex_tangents(vertices, faces, uvs, faces, normals, faces)
     torch.testing.assert_close(tangents, torch.tensor([[right, 0, 0, right]]).expand(4, 4))
     bent = bend(normals[:2], tangents[:2], torch.tensor([[0.75, 0.0], [0.0, 0.75]]))
     torch.testing.assert_close(bent, torch.tensor([[0.6 * right, 0, 0.8], [0, 0.6, 0.8]]))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from dreamflow_core.cameras import orbit
+from dreamflow_core.mesh.bake import sample_texture
 from dreamflow_core.render.raster import footprint, interpolate, rasterize, to_clip
 from dreamflow_core.render.texture import mipmaps, sample
 
@@ -46,10 +48,23 @@ def test_texel_centres_and_the_upper_left_origin():
     torch.testing.assert_close(corner[0], texture[0, 0, 0])
 
 
-def test_bilinear_and_repeating():
+@pytest.mark.parametrize(
+    ("repeats", "seen"),
+    [
+        ((True, True), [1.5, 0.5, 0.5, 2.0]),
+        ((False, False), [1.5, 0.5, 0.0, 1.0]),
+        ((True, False), [1.5, 0.5, 0.5, 0.0]),
+        ((False, True), [1.5, 0.5, 0.0, 3.0]),
+    ],
+)
+def test_bilinear_and_beyond_the_borders(repeats, seen):
     texture = torch.tensor([[0.0, 1.0], [2.0, 3.0]], dtype=torch.float64).view(1, 2, 2, 1)
     uv = torch.tensor([[0.5, 0.5], [0.5, 0.25], [0.0, 0.25], [1.25, -0.25]], dtype=torch.float64)
-    torch.testing.assert_close(sample([texture], uv, views(uv))[:, 0], torch.tensor([1.5, 0.5, 0.5, 2.0]).double())
+    colours = sample([texture], uv, views(uv), repeats=repeats)[:, 0]
+    torch.testing.assert_close(colours, torch.tensor(seen).double())
+    # The twin in NumPy.
+    grey = texture[0].expand(-1, -1, 3).numpy()
+    np.testing.assert_allclose(sample_texture(grey, uv.numpy(), repeats)[:, 0], seen)
 
 
 @pytest.mark.parametrize("level", [0, 1, 2, 3])

@@ -104,8 +104,8 @@ def fill(texels: Texels, colours: Floats) -> Floats:
     return texture.reshape(*shape, 3)[rows, columns]
 
 
-def sample_texture(texture: Floats, uvs: Floats) -> Floats:
-    """Bilinear colours (..., 3) at UVs (..., 2); the texture repeats outside [0, 1]."""
+def sample_texture(texture: Floats, uvs: Floats, repeats: tuple[bool, bool] = (False, False)) -> Floats:
+    """Bilinear colours (..., 3) at UVs (..., 2); the texture repeats, or its border goes on, as `Mesh.repeats` says."""
     height, width = texture.shape[:2]
     place = uvs * np.array([width, height], np.float32) - 0.5
     low = np.floor(place)
@@ -115,7 +115,11 @@ def sample_texture(texture: Floats, uvs: Floats) -> Floats:
     for right in (0, 1):
         for down in (0, 1):
             weight = np.abs(1 - right - part[..., 0]) * np.abs(1 - down - part[..., 1])
-            total += weight[..., None] * texture[(y + down) % height, (x + right) % width]
+            row, column = (
+                texel % count if repeated else np.clip(texel, 0, count - 1)
+                for texel, count, repeated in ((y + down, height, repeats[1]), (x + right, width, repeats[0]))
+            )
+            total += weight[..., None] * texture[row, column]
     return total
 
 

@@ -147,7 +147,7 @@ def _decimals(mesh: Mesh) -> int:
 def _ply(mesh: Mesh, stem: str) -> dict[str, bytes]:
     colours = mesh.colours
     if mesh.texture is not None and mesh.uvs is not None:
-        colours = sample_texture(mesh.texture, mesh.uvs)
+        colours = sample_texture(mesh.texture, mesh.uvs, mesh.repeats)
     surface = _trimesh(mesh, stem)
     surface.visual = trimesh.visual.ColorVisuals(surface)
     if colours is not None:

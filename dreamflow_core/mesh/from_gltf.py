@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
 from .bake import Texels, fill, surface_texels
 from .colours import to_display, to_linear
-from .gltf_materials import Material, Texture
+from .gltf_materials import REPEAT, Material, Texture
 from .mesh import BadMesh, Floats, Mesh
 from .scene import Part, Scene
 from .unwrap import unwrap
@@ -39,8 +40,7 @@ def one_mesh(scene: Scene) -> tuple[Mesh, list[str]]:
     if not any(_texture(scene, part) for part in scene.parts):
         mesh = replace(mesh, uvs=_plain_uvs(scene), colours=_vertex_colours(scene))
     elif (kept := _kept(scene)) is not None:
-        uvs, texture, normal_map = kept
-        mesh = replace(mesh, uvs=uvs, texture=texture, normal_map=normal_map)
+        mesh = replace(mesh, **kept)
     else:
         mesh = _baked(scene, mesh)
     return mesh, _unseen(scene, mesh)
@@ -88,8 +88,8 @@ def _vertex_colours(scene: Scene) -> Floats | None:
     return np.concatenate(colours)
 
 
-def _kept(scene: Scene) -> tuple[Floats, Floats, Floats | None] | None:
-    """UVs, texture and normal map as the file has them, where that is all there is to its colours."""
+def _kept(scene: Scene) -> dict[str, Any] | None:
+    """UVs, texture and normal map of a `Mesh` as the file has them, where that is all there is to its colours."""
     (material, *others) = scene.materials.values()
     texture = material.base_texture
     white = all(part.colours is None or (part.colours[:, :3] == 1).all() for part in scene.parts)
@@ -108,7 +108,12 @@ def _kept(scene: Scene) -> tuple[Floats, Floats, Floats | None] | None:
     bumps = material.normal_texture
     bent_alike = all(_is_same(other.normal_texture, bumps) for other in others)
     kept = bumps is not None and bent_alike and bumps.strength == 1 and _seen_alike(bumps, texture)
-    return placed, colours, _colours(bumps) if bumps is not None and kept else None
+    return {
+        "uvs": placed,
+        "texture": colours,
+        "repeats": tuple(mode == REPEAT for mode in texture.wrap),
+        "normal_map": _colours(bumps) if bumps is not None and kept else None,
+    }
 
 
 def _colours(texture: Texture) -> Floats:

@@ -41,6 +41,8 @@ class Mesh:
         normal_map: (H, W, 3) in [0, 1], tangent-space normals as glTF encodes them; needs uvs.
         colours: (V, 3) in [0, 1], display-referred (sRGB).
         unlit: the colours already contain the light, so a viewer should add none.
+        repeats: whether the texture starts again beyond its left and right border, and beyond its upper and lower one;
+            else the border's texels go on.
         double_sided: faces are seen from behind too.
         source: the file that it was read of, for what a `Mesh` does not hold.
         origin: (V,) which vertex of the file each was; None where they are the file's own, in its order.
@@ -57,6 +59,7 @@ class Mesh:
     normal_map: Floats | None = None
     colours: Floats | None = None
     unlit: bool = False
+    repeats: tuple[bool, bool] = (False, False)
     double_sided: bool = False
     source: Source | None = None
     origin: Ints | None = None

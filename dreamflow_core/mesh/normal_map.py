@@ -32,10 +32,12 @@ def tangents(mesh: Mesh) -> Floats:
     """glTF's TANGENT of each vertex of a mesh with UVs and normals, (V, 4)."""
     assert mesh.uvs is not None and mesh.normals is not None
     vertices, faces, uvs, normals = (torch.from_numpy(a) for a in (mesh.vertices, mesh.faces, mesh.uvs, mesh.normals))
-    return vertex_tangents(vertices, faces, uvs, faces, normals).numpy()
+    return vertex_tangents(vertices, faces, uvs, faces, normals, faces).numpy()
 
 
-def vertex_tangents(vertices: Tensor, faces: Tensor, uvs: Tensor, uv_faces: Tensor, normals: Tensor) -> Tensor:
+def vertex_tangents(
+    vertices: Tensor, faces: Tensor, uvs: Tensor, uv_faces: Tensor, normals: Tensor, normal_faces: Tensor
+) -> Tensor:
     """glTF's TANGENT of each of the N texture coordinates: where u grows, and the bitangent's side, (N, 4).
 
     The mean of the faces around it, each weighted by its size, made perpendicular to the normal. Differentiable
@@ -46,7 +48,8 @@ def vertex_tangents(vertices: Tensor, faces: Tensor, uvs: Tensor, uv_faces: Tens
         faces: (F, 3) indices into the vertices.
         uvs: (N, 2), origin at the texture's top left.
         uv_faces: (F, 3) indices into the texture coordinates.
-        normals: (V, 3) unit length.
+        normals: (M, 3) unit length.
+        normal_faces: (F, 3) indices into the normals.
 
     Returns:
         Unit tangents, and 1 or -1: the bitangent is that times normal x tangent.
@@ -60,7 +63,7 @@ def vertex_tangents(vertices: Tensor, faces: Tensor, uvs: Tensor, uv_faces: Tens
     corner = uv_faces.flatten()
     total = vertices.new_zeros(len(uvs), 3).index_add(0, corner, along_u.repeat_interleave(3, dim=0))
     sides = vertices.new_zeros(len(uvs), 1).index_add(0, corner, area.repeat_interleave(3, dim=0))
-    normal = torch.zeros_like(total).index_copy(0, corner, normals[faces.flatten()])
+    normal = torch.zeros_like(total).index_copy(0, corner, normals[normal_faces.flatten()])
     tangent = _perpendicular(total, normal)
     # v grows downwards and the bitangent points up.
     return torch.cat([tangent, torch.where(sides > 0, -1.0, 1.0).to(tangent)], dim=1)

@@ -40,15 +40,15 @@ def paintable(mesh: Mesh, size: int | None = None) -> Mesh:
         texels = surface_texels(flat, side)
         return replace(flat, texture=fill(texels, texels.interpolate(colours, flat.faces)))
     if size is not None and max(mesh.texture.shape[:2]) < size:
-        return replace(mesh, texture=_enlarged(mesh.texture, size))
+        return replace(mesh, texture=_enlarged(mesh.texture, size, mesh.repeats))
     return mesh
 
 
-def _enlarged(texture: np.ndarray, size: int) -> np.ndarray:
+def _enlarged(texture: np.ndarray, size: int, repeats: tuple[bool, bool]) -> np.ndarray:
     scale = size / max(texture.shape[:2])
     rows, columns = (round(side * scale) for side in texture.shape[:2])
     v, u = np.meshgrid((np.arange(rows) + 0.5) / rows, (np.arange(columns) + 0.5) / columns, indexing="ij")
-    return sample_texture(texture, np.stack([u, v], axis=-1).astype(np.float32))
+    return sample_texture(texture, np.stack([u, v], axis=-1).astype(np.float32), repeats)
 
 
 def framed(mesh: Mesh) -> tuple[Mesh, Callable[[Mesh], Mesh]]:

@@ -81,6 +81,11 @@ def face_volumes(vertices: Floats, faces: Ints) -> np.ndarray:
     return np.einsum("fi,fi->f", np.cross(corners[:, 0], corners[:, 1]), corners[:, 2]) / 6
 
 
+def bent_alike(vertices: Floats, normals: Floats | None) -> Ints:
+    """The number of each vertex's place, (V,) from 0, where those with normals (V, 3) of their own have their own."""
+    return weld(vertices if normals is None else np.concatenate([vertices, normals.round(_ALIKE)], axis=1))[1]
+
+
 def vertex_normals(vertices: Floats, faces: Ints, apart: Floats | None = None) -> Floats:
     """Unit normals (V, 3), the mean of the faces around each place, weighted by area.
 
@@ -90,7 +95,7 @@ def vertex_normals(vertices: Floats, faces: Ints, apart: Floats | None = None) -
         apart: normals (V, 3) from before; vertices at the same place share theirs only if they did before, so that
             hard edges stay.
     """
-    _, place = weld(vertices if apart is None else np.concatenate([vertices, apart.round(_ALIKE)], axis=1))
+    place = bent_alike(vertices, apart)
     crosses = _face_crosses(vertices, faces)
     total = np.zeros((place.max() + 1, 3))
     for corner in range(3):

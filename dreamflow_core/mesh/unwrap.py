@@ -75,6 +75,7 @@ def unwrap(mesh: Mesh, size: int, padding: int = 2) -> tuple[Mesh, Ints]:
         faces=faces,
         uvs=texels / size,
         texture=None,
+        repeats=(False, False),
         normals=normals,
         normal_map=None,
         colours=colours,

@@ -17,7 +17,7 @@ from .from_gltf import baked
 from .gltf import INSTANCING, GltfPart, GltfScene
 from .gltf_document import DRACO, objects
 from .gltf_draft import Draft
-from .gltf_materials import CLAMP_TO_EDGE, SPECULAR_GLOSSINESS, TRANSFORM
+from .gltf_materials import CLAMP_TO_EDGE, REPEAT, SPECULAR_GLOSSINESS, TRANSFORM
 from .gltf_nodes import unit
 from .mesh import Floats, Ints, Mesh
 from .normal_map import tangents
@@ -70,6 +70,8 @@ class _Writer:
         self._vertices = [slice(*pair) for pair in zip(ends[:-1, 0], ends[1:, 0])]
         self._faces = [slice(*pair) for pair in zip(ends[:-1, 1], ends[1:, 1])]
         self._origin = np.arange(ends[-1, 0]) if mesh.origin is None else mesh.origin
+        across, down = (REPEAT if repeats else CLAMP_TO_EDGE for repeats in mesh.repeats)
+        self._wrap = across, down
         self._shown = [np.arange(rows.start, rows.stop) for rows in self._vertices]
         """Which vertices of the mesh those of each primitive are."""
 
@@ -214,7 +216,7 @@ class _Writer:
             texture = self._repainted(pixels)
         else:
             alpha = self._baked_alpha() if cut else None
-            texture = new_texture(self._draft, self._draft.image(_with_alpha(pixels, alpha)), (CLAMP_TO_EDGE,) * 2)
+            texture = new_texture(self._draft, self._draft.image(_with_alpha(pixels, alpha)), self._wrap)
             for primitive in self._primitives:
                 self._leave_out_colours(primitive, alpha_too=cut)
         for material in self._materials():
@@ -250,7 +252,7 @@ class _Writer:
         after = self._after
         assert after.normal_map is not None
         image = self._draft.image(to_bytes(after.normal_map))
-        used = {"index": new_texture(self._draft, image, (CLAMP_TO_EDGE,) * 2), **place}
+        used = {"index": new_texture(self._draft, image, self._wrap), **place}
         for material in self._materials():
             material["normalTexture"] = used
         normals = topology.vertex_normals(after.vertices, after.faces) if after.normals is None else after.normals

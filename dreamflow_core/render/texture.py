@@ -1,7 +1,7 @@
 """Mip-mapped texture lookup, differentiable in the texture and in the coordinates.
 
 Texture coordinates are glTF's: (0, 0) is the upper left corner of the image, u grows to the right and v
-down, and the image repeats outside [0, 1]. Williams 1983, "Pyramidal parametrics": a lookup averages
+down. Williams 1983, "Pyramidal parametrics": a lookup averages
 the texels under a pixel, approximately, by interpolating between ever smaller copies of the texture.
 A pixel's footprint is taken as a square as wide as its longer side, so surfaces seen at a grazing angle
 are smoothed in both directions.
@@ -33,7 +33,13 @@ def mipmaps(texture: Tensor) -> list[Tensor]:
     return levels
 
 
-def sample(levels: Sequence[Tensor], uv: Tensor, view: Tensor, footprint: Tensor | None = None) -> Tensor:
+def sample(
+    levels: Sequence[Tensor],
+    uv: Tensor,
+    view: Tensor,
+    footprint: Tensor | None = None,
+    repeats: tuple[bool, bool] = (False, False),
+) -> Tensor:
     """Texture values at the covered pixels, (P, C): bilinear in the two levels nearest the footprint's size.
 
     Differentiable in `levels` and `uv`; which levels are used is not.
@@ -44,6 +50,7 @@ def sample(levels: Sequence[Tensor], uv: Tensor, view: Tensor, footprint: Tensor
         view: (P,) the picture of each pixel (`Fragments.view`); unused if all share the texture.
         footprint: (P, 2, 2) change of u and v (rows) over one pixel to the right and one down (columns), as
             `raster.footprint` gives it; None uses the first level alone.
+        repeats: whether the image repeats where u, and where v, is outside [0, 1]; else its border goes on.
     """
     shared = len(levels[0]) == 1
     table = torch.cat([level.reshape(-1, level.shape[-1]) for level in levels])
@@ -59,8 +66,9 @@ def sample(levels: Sequence[Tensor], uv: Tensor, view: Tensor, footprint: Tensor
         corner = place.detach().floor()
         right, down = (place - corner).unbind(1)
         left, top = corner.long().unbind(1)
-        columns = [left % width, (left + 1) % width]
-        lines = [firsts[level] + (texture * height + y % height) * width for y in (top, top + 1)]
+        columns = [_wrapped(x, width, repeats[0]) for x in (left, left + 1)]
+        lines = [_wrapped(y, height, repeats[1]) for y in (top, top + 1)]
+        lines = [firsts[level] + (texture * height + line) * width for line in lines]
         rows = [line + column for line in lines for column in columns]
         weights = [y * x for y in (share * (1 - down), share * down) for x in (1 - right, right)]
         return torch.stack(rows), torch.stack(weights)
@@ -75,6 +83,11 @@ def sample(levels: Sequence[Tensor], uv: Tensor, view: Tensor, footprint: Tensor
         rows, weights = (torch.cat(parts) for parts in zip(*both))
     values = table.index_select(0, rows.view(-1)).view(*rows.shape, table.shape[1])
     return (values * weights[:, :, None]).sum(0)
+
+
+def _wrapped(texel: Tensor, count: Tensor, repeats: bool) -> Tensor:
+    """Texels (P,) of rows or columns of `count` (P,) texels, where they may lie outside."""
+    return texel % count if repeats else torch.minimum(texel.clamp(min=0), count - 1)
 
 
 def _level(footprint: Tensor, sizes: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from torch import Tensor
 from ..cameras import Cameras
 from ..mesh import topology
 from ..mesh.bake import sample_texture, surface_texels
+from ..mesh.colours import to_display, to_linear
 from ..mesh.mesh import BadMesh, Ints, Mesh
 from ..mesh.normal_map import bend, to_normal_map, to_slopes, vertex_tangents
 from ..mesh.precondition import Preconditioner
@@ -52,7 +53,7 @@ class MeshScene:
     (`painted_texels`).
 
     Vertices at one place are one vertex here, so that texture seams neither open nor look like boundaries;
-    texture coordinates keep faces of their own.
+    texture coordinates keep faces of their own, and so do normals where the mesh's have hard edges.
 
     `begin` is called before each iteration and tells how far the run is.
 
@@ -88,9 +89,11 @@ class MeshScene:
         first, self._place = topology.weld(mesh.vertices)
         welded = self._place[mesh.faces]
         self.faces, self.uv_faces = self._tensor(welded), self._tensor(mesh.faces)
+        self.normal_faces = self._tensor(topology.bent_alike(mesh.vertices, mesh.normals)[mesh.faces])
         self.uvs, self.colours = self._optional(mesh.uvs), self._optional(mesh.colours)
         self.fixed_texture, self.fixed_slopes = self._optional(mesh.texture), self._slopes(mesh)
         self.edges, self.neighbours = find_edges(self.faces), neighbours(self.faces)
+        self.repeats = mesh.repeats
         self._lit = not mesh.unlit or (mesh.texture is None and mesh.colours is None)
         self.fixed_vertices = self._tensor(mesh.vertices[first])
         self.theta: dict[str, Tensor] = {}
@@ -146,7 +149,7 @@ class MeshScene:
                 return torch.zeros(height, width, 2, device=self.device)
             if normal_map.shape != mesh.texture.shape:
                 v, u = np.meshgrid((np.arange(height) + 0.5) / height, (np.arange(width) + 0.5) / width, indexing="ij")
-                normal_map = sample_texture(normal_map, np.stack([u, v], axis=-1).astype(np.float32))
+                normal_map = sample_texture(normal_map, np.stack([u, v], axis=-1).astype(np.float32), mesh.repeats)
         return None if normal_map is None else to_slopes(self._tensor(normal_map))
 
     def _make_optimiser(self) -> torch.optim.Adam:
@@ -268,7 +271,7 @@ class MeshScene:
             mesh = replace(mesh, normal_map=to_normal_map(slopes.detach()).cpu().numpy())
         if "vertices" in self.theta:
             vertices = self.vertices().detach().cpu().numpy()[self._place]
-            normals = None if mesh.normals is None else topology.vertex_normals(vertices, mesh.faces)
+            normals = None if mesh.normals is None else topology.vertex_normals(vertices, mesh.faces, mesh.normals)
             mesh = replace(mesh, vertices=vertices, normals=normals)
         return mesh
 
@@ -317,16 +320,19 @@ class _Surface:
         scene, fragments = self.scene, self.fragments
         paint = scene.texture()
         if paint is not None and scene.uvs is not None:
-            return self._texels(paint, scene.uvs)
+            # A viewer filters light. Under optimisation that would make the slopes of dark texels differ from others'.
+            is_fixed = "texture" not in scene.theta
+            return to_display(self._texels(to_linear(paint), scene.uvs)) if is_fixed else self._texels(paint, scene.uvs)
         if scene.colours is not None:
-            return interpolate(scene.colours, scene.uv_faces, fragments)
+            return to_display(interpolate(to_linear(scene.colours), scene.uv_faces, fragments))
         return self.vertices.new_full((len(fragments.pixel), 3), BARE)
 
     def _texels(self, image: Tensor, uvs: Tensor) -> Tensor:
         """Of an image (H, W, C), (P, C)."""
         uv = interpolate(uvs, self.scene.uv_faces, self.fragments)
         width = footprint(uvs, self.scene.uv_faces, self.fragments)
-        return texture.sample(texture.mipmaps(image[None]), uv, self.fragments.view, width)
+        levels = texture.mipmaps(image[None])
+        return texture.sample(levels, uv, self.fragments.view, width, self.scene.repeats)
 
     def _light(self) -> Tensor:
         """Half Lambert from one direction, (P, 1) in [0, 1]: no side is so dark that its slopes vanish."""
@@ -343,12 +349,12 @@ class _Surface:
     def world_normal(self) -> Tensor:
         """Outward, interpolated between the vertices and bent by the normal map, unit length."""
         scene, fragments = self.scene, self.fragments
-        normals = vertex_normals(self.vertices, scene.faces)
-        smooth = F.normalize(interpolate(normals, scene.faces, fragments), dim=1)
+        normals = vertex_normals(self.vertices, scene.faces, scene.normal_faces)
+        smooth = F.normalize(interpolate(normals, scene.normal_faces, fragments), dim=1)
         slopes = scene.slopes()
         if slopes is None or scene.uvs is None:
             return smooth
-        tangents = vertex_tangents(self.vertices, scene.faces, scene.uvs, scene.uv_faces, normals)
+        tangents = vertex_tangents(self.vertices, scene.faces, scene.uvs, scene.uv_faces, normals, scene.normal_faces)
         return bend(smooth, interpolate(tangents, scene.uv_faces, fragments), self._texels(slopes, scene.uvs))
 
     def normal(self) -> Tensor:
@@ -397,14 +403,17 @@ def painted_texels(mesh: Mesh) -> tuple[Ints, Ints]:
     return surface, number[rows, columns].reshape(-1)
 
 
-def vertex_normals(vertices: Tensor, faces: Tensor) -> Tensor:
-    """Unit normals (V, 3) of (V, 3) vertices, the mean of the (F, 3) faces around each, weighted by area.
+def vertex_normals(vertices: Tensor, faces: Tensor, normal_faces: Tensor) -> Tensor:
+    """Unit normals (M, 3), each the mean of the faces around it, weighted by area. Differentiable.
 
-    Differentiable; zero at a vertex without faces.
+    Args:
+        vertices: (V, 3).
+        faces: (F, 3) indices into the vertices.
+        normal_faces: (F, 3) which normals the faces' corners have: `faces` itself where no edge is hard.
     """
     crosses = _face_crosses(vertices, faces)
-    total = torch.zeros_like(vertices).index_add(0, faces.flatten(), crosses.repeat_interleave(3, dim=0))
-    return F.normalize(total, dim=1)
+    total = vertices.new_zeros(int(normal_faces.max()) + 1, 3)
+    return F.normalize(total.index_add(0, normal_faces.flatten(), crosses.repeat_interleave(3, dim=0)), dim=1)
 
 
 def neighbours(faces: Tensor) -> Tensor:
