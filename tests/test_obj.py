@@ -90,3 +90,12 @@ def test_vertex_colours_and_normals(tmp_path: Path):
 def test_a_corner_that_is_not_there_is_named(tmp_path: Path):
     with pytest.raises(BadFile, match="no such corner as 9"):
         read(tmp_path, f"{SQUARE}f 1 2 9\n")
+
+
+@pytest.mark.parametrize(("far", "said"), [(5e5, True), (500.0, False)])
+def test_coordinates_of_a_survey(far: float, said: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    (tmp_path / "a.obj").write_text(
+        "".join(f"v {far + x} {far + y} 0\n" for x, y in ((0.013, 0), (1, 0), (0, 1))) + "f 1 2 3\n"
+    )
+    load_mesh(tmp_path / "a.obj")
+    assert ("so far from the origin that single precision moves its vertices" in caplog.text) == said

@@ -40,6 +40,10 @@ READ_SUFFIXES = (*gltf.SUFFIXES, ".obj", ".ply")
 """Of files that are read."""
 
 
+_SEEN = 1e-4
+"""Errors of places, as a share of a mesh's size, that are worth a word."""
+
+
 def save_mesh(path: Path, mesh: Mesh) -> None:
     """Write a mesh; the file's suffix, one of `SUFFIXES`, is its format. Each file is written whole or not at all.
 
@@ -79,7 +83,7 @@ def load_mesh(path: Path, kept_in: str = "") -> Mesh:
             mesh, unseen = one_mesh(scene)
             if kept_in:
                 mesh = replace(mesh, source=_as_source(scene, mesh, path))
-        said = [*scene.warnings]
+        said = [*scene.warnings, *_far_away(scene)]
         if unseen:
             said.append(f"{f'kept in {kept_in}, but not shown' if kept_in else 'left out'}: {', '.join(unseen)}")
         if said:
@@ -90,6 +94,15 @@ def load_mesh(path: Path, kept_in: str = "") -> Mesh:
         if read is None:
             raise BadFile(f"{path} holds no triangles")
         return Mesh(read.vertices, read.faces, **_attributes(read.visual))
+
+
+def _far_away(scene: Scene) -> list[str]:
+    """What to say where a mesh lies so far from the origin that single precision shows."""
+    places = np.concatenate([part.positions for part in scene.parts])
+    error, size = np.abs(places - places.astype(np.float32)).max(), np.ptp(places, axis=0).max()
+    if error <= _SEEN * size:
+        return []
+    return [f"it lies so far from the origin that single precision moves its vertices by up to {error:.2g}"]
 
 
 def _suffix(path: Path, suffixes: tuple[str, ...]) -> str:
