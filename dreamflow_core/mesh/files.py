@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
 
 import numpy as np
 import trimesh
@@ -19,24 +19,30 @@ from trimesh.exchange.obj import export_obj
 from trimesh.exchange.ply import export_ply
 from trimesh.visual.material import PBRMaterial
 
-from ..pictures import reading_picture, to_colours
 from ..state import BadFile, reading, write_bytes
-from . import gltf, topology
+from . import topology
 from .bake import sample_texture
 from .colours import to_linear
 from .from_gltf import one_mesh
-from .gltf import GltfScene, read_document
+from .gltf import SUFFIXES as GLTF_SUFFIXES
+from .gltf import GltfScene, read_document, read_gltf
 from .gltf_draft import Draft
 from .gltf_materials import Material
 from .mesh import Mesh
 from .obj import read_obj
+from .ply import read_ply
 from .scene import Part, Scene
 from .to_gltf import ROUGHNESS, to_bytes, to_gltf
 from .write_back import GltfSource
 
 SUFFIXES = (".glb", ".obj", ".ply")
 """Of files that are written."""
-READ_SUFFIXES = (*gltf.SUFFIXES, ".obj", ".ply")
+_READERS: dict[str, Callable[[Path], Scene]] = {
+    **dict.fromkeys(GLTF_SUFFIXES, read_gltf),
+    ".obj": read_obj,
+    ".ply": read_ply,
+}
+READ_SUFFIXES = tuple(_READERS)
 """Of files that are read."""
 
 
@@ -64,8 +70,7 @@ def save_mesh(path: Path, mesh: Mesh) -> None:
 
 
 def load_mesh(path: Path, kept_in: str = "") -> Mesh:
-    """Read a mesh; several in one file become one (`from_gltf`). Normals are not read of PLY. What is left out is
-    one line of the log.
+    """Read a mesh; several in one file become one (`from_gltf`). What is left out is one line of the log.
 
     Args:
         kept_in: what the mesh will be written to with `save_mesh` as GLB, or `Mesh.source`, for the log. Then it
@@ -74,26 +79,20 @@ def load_mesh(path: Path, kept_in: str = "") -> Mesh:
     Raises:
         BadFile: the file is missing, broken, of another format, or holds no usable mesh.
     """
-    suffix = _suffix(path, READ_SUFFIXES)
+    read = _READERS[_suffix(path, READ_SUFFIXES)]
     if not path.is_file():
         raise BadFile(f"there is no file {path}")
-    if suffix != ".ply":
-        with reading(path):
-            scene = read_obj(path) if suffix == ".obj" else gltf.read_gltf(path)
-            mesh, unseen = one_mesh(scene)
-            if kept_in:
-                mesh = replace(mesh, source=_as_source(scene, mesh, path))
-        said = [*scene.warnings, *_far_away(scene)]
-        if unseen:
-            said.append(f"{f'kept in {kept_in}, but not shown' if kept_in else 'left out'}: {', '.join(unseen)}")
-        if said:
-            logging.warning("%s: %s", path, "; ".join(said))
-        return mesh
-    with reading_picture(path):
-        read = _one_mesh(trimesh.load_scene(path, process=False))
-        if read is None:
-            raise BadFile(f"{path} holds no triangles")
-        return Mesh(read.vertices, read.faces, **_attributes(read.visual))
+    with reading(path):
+        scene = read(path)
+        mesh, unseen = one_mesh(scene)
+        if kept_in:
+            mesh = replace(mesh, source=_as_source(scene, mesh, path))
+    said = [*scene.warnings, *_far_away(scene)]
+    if unseen:
+        said.append(f"{f'kept in {kept_in}, but not shown' if kept_in else 'left out'}: {', '.join(unseen)}")
+    if said:
+        logging.warning("%s: %s", path, "; ".join(said))
+    return mesh
 
 
 def _far_away(scene: Scene) -> list[str]:
@@ -186,37 +185,3 @@ def _trimesh(mesh: Mesh, stem: str) -> trimesh.Trimesh:
     uv = None if mesh.uvs is None else np.stack([mesh.uvs[:, 0], 1 - mesh.uvs[:, 1]], axis=-1)
     visual = trimesh.visual.TextureVisuals(uv=uv, material=material)
     return trimesh.Trimesh(mesh.vertices, mesh.faces, vertex_normals=mesh.normals, visual=visual, process=False)
-
-
-def _one_mesh(scene: trimesh.Scene) -> trimesh.Trimesh | None:
-    """All the triangles of a scene where its graph places them; None if there are none."""
-    placed = [scene.graph[node] for node in scene.graph.nodes_geometry]
-    placed = [(matrix, name) for matrix, name in placed if isinstance(scene.geometry[name], trimesh.Trimesh)]
-    if len(placed) == 1:
-        # Not `dump`: it loses the vertex colours of meshes that have a material.
-        ((matrix, name),) = placed
-        return cast(trimesh.Trimesh, scene.geometry[name]).apply_transform(matrix)
-    meshes = [cast(trimesh.Trimesh, scene.geometry[name].copy()).apply_transform(matrix) for matrix, name in placed]
-    return cast(trimesh.Trimesh, trimesh.util.concatenate(meshes)) if meshes else None
-
-
-def _attributes(visual: Any) -> dict[str, Any]:
-    """The `Mesh` attributes in what trimesh read."""
-    if visual.kind in ("vertex", "face"):
-        return _colours(visual.vertex_colors)
-    if visual.kind != "texture":
-        return {}
-    attributes: dict[str, Any] = {}
-    image = getattr(visual.material, "baseColorTexture", None) or getattr(visual.material, "image", None)
-    if visual.uv is not None:
-        attributes["uvs"] = np.stack([visual.uv[:, 0], 1 - visual.uv[:, 1]], axis=-1)
-        if image is not None:
-            attributes["texture"] = to_colours(image)
-    if "color" in visual.vertex_attributes:
-        attributes |= _colours(visual.vertex_attributes["color"])
-    return attributes
-
-
-def _colours(values: np.ndarray) -> dict[str, Any]:
-    scale = 255 if values.dtype == np.uint8 else 65535 if values.dtype == np.uint16 else 1
-    return {"colours": np.clip(values[:, :3].astype(np.float32) / scale, 0, 1)}

@@ -190,6 +190,8 @@ def _unseen(scene: Scene, mesh: Mesh) -> list[str]:
     unseen = []
     if any(material.alpha_mode != "OPAQUE" for material in materials):
         unseen.append("transparency")
+    if any(material.base_texture and material.base_texture.nearest for material in materials):
+        unseen.append("texels as squares")
     if any(material.normal_texture for material in materials) and mesh.normal_map is None:
         unseen.append("normal map")
     for name in ("metallic_roughness", "occlusion"):
