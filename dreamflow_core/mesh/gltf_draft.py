@@ -131,10 +131,10 @@ class Draft:
         return self.add("bufferViews", **more)
 
     def _embed_images(self) -> None:
-        """Pictures beside the file come into it."""
+        """Pictures beside the file, or in the JSON, come into its buffer."""
         for image in self._all("images"):
             uri = image.get("uri", "")
-            if uri and not uri.startswith("data:"):
+            if uri:
                 del image["uri"]
                 data = self.document.resource(uri)
                 image |= {"bufferView": self._view(data), "mimeType": image.get("mimeType", _mime_type(data))}
