@@ -24,9 +24,10 @@ import pytest
 import torch
 from torch import Tensor
 
-sys.path[:0] = [str(Path(__file__).resolve().parents[1] / name) for name in ("", "tests")]
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 from other_tools import Missing
-from threejs import WHITE, ThreeJs, psnr, unlit_pictures
+from threejs import ThreeJs, psnr, unlit_pictures
 
 from dreamflow_core.cameras import Cameras
 from dreamflow_core.mesh.files import READ_SUFFIXES, load_mesh
@@ -138,8 +139,7 @@ def compare(path: Path, reader: Reader, drawer: Drawer, pictures: Path | None) -
         sheet = contact_sheet(torch.cat([here, there, (here - there).abs()]), columns=len(VIEWS))
         save_picture(pictures / f"{'-'.join(path.parts[-3:])}.png", sheet)
     worst = min(psnr(one, other) for one, other in zip(here, there))
-    blank = bool((there == torch.tensor(WHITE).view(1, 3, 1, 1)).all())
-    return Result("alike" if worst >= ALIKE else "different", f"{worst:.1f} dB" + blank * ", three.js shows nothing")
+    return Result("alike" if worst >= ALIKE else "different", f"{worst:.1f} dB")
 
 
 def files(folders: list[Path]) -> Iterator[tuple[str, Path]]:

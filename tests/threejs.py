@@ -27,7 +27,8 @@ from dreamflow_core.mesh.prepare import BARE, framed
 from dreamflow_core.scenes.mesh import look_at
 
 VERSION = "0.187.0"
-WHITE = (1.0, 1.0, 1.0)
+BACKGROUND = (0.35, 0.5, 0.65)
+"""A colour that few meshes have."""
 PAGE = Path(__file__).with_suffix(".html")
 
 
@@ -59,16 +60,15 @@ class ThreeJs:
 
     def __init__(self, profile: Path):
         self._folders = {"three": package(), "page": PAGE.parent}
+        self._drawn = 0
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self._folders))
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
         self.browser = Browser(profile, webgl=True)
 
-    def pictures(
-        self, path: Path, mesh: Mesh, cameras: Cameras, size: int, background: tuple[float, ...] = WHITE
-    ) -> Tensor:
+    def pictures(self, path: Path, mesh: Mesh, cameras: Cameras, size: int) -> Tensor:
         """What cameras see of a mesh file, (B, 3, size, size) in [0, 1].
 
-        Base colours without light, opaque and from both sides, on a plain colour; neither lines nor points.
+        Base colours without light, opaque and from both sides, on `BACKGROUND`; neither lines nor points.
 
         Args:
             path: a .glb, .gltf, .obj or .ply file.
@@ -79,9 +79,11 @@ class ThreeJs:
             RuntimeError: three.js cannot read the file.
         """
         centre, scale = _frame(mesh)
-        self._folders["mesh"] = path.parent.absolute()
+        # Never the same address twice: browsers keep what they had from one.
+        self._drawn += 1
+        self._folders[f"mesh-{self._drawn}"] = path.parent.absolute()
         job = {
-            "url": f"/mesh/{quote(path.name)}",
+            "url": f"/mesh-{self._drawn}/{quote(path.name)}",
             "size": size,
             "cameras": [
                 {"position": position, "fov": fov}
@@ -89,7 +91,7 @@ class ThreeJs:
             ],
             "centre": centre.tolist(),
             "scale": scale,
-            "background": background,
+            "background": BACKGROUND,
             "bare": [BARE if mesh.texture is None and mesh.colours is None else 1.0] * 3,
         }
         self.browser.open(f"http://127.0.0.1:{self._server.server_port}/page/{PAGE.name}")
@@ -102,10 +104,10 @@ class ThreeJs:
         self._server.server_close()
 
 
-def unlit_pictures(mesh: Mesh, cameras: Cameras, size: int, background: tuple[float, float, float] = WHITE) -> Tensor:
-    """Our own pictures like those of `ThreeJs`."""
+def unlit_pictures(mesh: Mesh, cameras: Cameras, size: int) -> Tensor:
+    """Our own pictures like those of `ThreeJs`, (B, 3, size, size) in [0, 1]."""
     colours = np.full_like(mesh.vertices, BARE) if mesh.texture is None and mesh.colours is None else mesh.colours
-    return look_at(replace(framed(mesh)[0], colours=colours, unlit=True))(cameras, size).on(background)
+    return look_at(replace(framed(mesh)[0], colours=colours, unlit=True))(cameras, size).on(BACKGROUND)
 
 
 def psnr(one: Tensor, other: Tensor) -> float:
