@@ -852,6 +852,19 @@ def test_obj_without_faces(tmp_path: Path):
         read_obj(obj(tmp_path, f"{SQUARE}l 1 2\n"))
 
 
+def test_colours_mix_in_linear_light(tmp_path: Path):
+    """Between black and white is half the light, which sRGB shows as 0.7354; so is a fine board from afar."""
+    files = GltfFile(), GltfFile()
+    primitive = files[0].quad()
+    primitive["attributes"]["COLOR_0"] = files[0].accessor([[0, 0, 0], [1, 1, 1], [1, 1, 1], [0, 0, 0]])
+    files[0].show(primitive)
+    board = np.indices((256, 256)).sum(0)[..., None] % 2 * np.full(3, 255)
+    files[1].show(files[1].quad(material=textured(files[1], board.astype(np.uint8))))
+    for path in _apart(tmp_path, *files):
+        front = unlit_pictures(load_mesh(path), VIEWS[:1], 64)[0]
+        assert front[:, 31:33, 31:33].mean() == pytest.approx(0.7354, abs=2e-3)
+
+
 def table() -> Iterator[dict[str, str]]:
     """The rows of the tables of features, by the heads of their columns."""
     heads: list[str] = []

@@ -22,6 +22,7 @@ from ..prior import Look
 from ..render import texture
 from ..render.raster import Fragments, footprint, interpolate, rasterize, to_clip
 from ..render.silhouette import antialias, find_edges
+from ..render.srgb import to_display, to_linear
 from ..settings.cameras import ViewRange
 from ..settings.scenes import MeshSettings
 from ..state import make_generator
@@ -317,9 +318,12 @@ class _Surface:
         scene, fragments = self.scene, self.fragments
         paint = scene.texture()
         if paint is not None and scene.uvs is not None:
-            return self._texels(paint, scene.uvs)
+            # A texture under optimisation is mixed as displayed, as in the pictures of the prior; that is cheaper, too.
+            if "texture" in scene.theta:
+                return self._texels(paint, scene.uvs)
+            return to_display(self._texels(to_linear(paint), scene.uvs))
         if scene.colours is not None:
-            return interpolate(scene.colours, scene.uv_faces, fragments)
+            return to_display(interpolate(to_linear(scene.colours), scene.uv_faces, fragments))
         return self.vertices.new_full((len(fragments.pixel), 3), BARE)
 
     def _texels(self, image: Tensor, uvs: Tensor) -> Tensor:
