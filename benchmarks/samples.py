@@ -4,7 +4,8 @@
 
 Every .glb, .gltf, .obj and .ply file in the folders is read and drawn from two sides, base colours without light, and
 drawn by three.js likewise (tests/threejs.py). Prints a Markdown table: of a file that is refused why, of others the
-peak signal-to-noise ratio of the worse view in dB. `--pictures` keeps both pictures and their difference.
+peak signal-to-noise ratio of the worse view in dB, and whether the pictures are alike (30 dB and more). `--pictures`
+keeps both pictures and their difference.
 """
 
 from __future__ import annotations
@@ -70,9 +71,9 @@ class Reader:
             if self._pipe.poll(self._seconds):
                 answer = self._pipe.recv()
                 return answer if isinstance(answer, Result) else (answer[0], torch.from_numpy(answer[1]))
-            result = Result("crashed", f"took longer than {self._seconds:g} s")
+            result = Result("no answer", f"it takes longer than {self._seconds:g} s")
         except EOFError:
-            result = Result("crashed", "the process that read it died")
+            result = Result("no answer", "the process that reads it dies")
         self.close()
         return result
 
@@ -102,7 +103,7 @@ def _serve(pipe: Connection, size: int) -> None:
             pipe.send(Result("refused", str(error).replace(f"{path}: ", "").replace(f"{path} ", "")))
         # This is what the benchmark looks for.
         except Exception as error:
-            pipe.send(Result("crashed", f"{type(error).__name__}: {error}"))
+            pipe.send(Result("no answer", f"{type(error).__name__}: {error}"))
 
 
 class Drawer:
@@ -113,9 +114,11 @@ class Drawer:
         self._three: ThreeJs | None = None
 
     def pictures(self, path: Path, mesh: Mesh) -> Tensor | Result:
+        """What three.js shows of a file that was read as this mesh, (B, 3, size, size)."""
         try:
             if self._three is None:
-                self._three = ThreeJs(Path(tempfile.mkdtemp()))
+                self._profile = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+                self._three = ThreeJs(Path(self._profile.name))
             return self._three.pictures(path, mesh, VIEWS, self._size)
         except (RuntimeError, TimeoutError) as error:
             self.close()
@@ -124,10 +127,12 @@ class Drawer:
     def close(self) -> None:
         if self._three is not None:
             self._three.close()
+            self._profile.cleanup()
         self._three = None
 
 
 def compare(path: Path, reader: Reader, drawer: Drawer, pictures: Path | None) -> Result:
+    """Read and draw a file both ways; the pictures go into a folder if there is one."""
     ours = reader.read(path)
     if isinstance(ours, Result):
         return ours
@@ -161,7 +166,7 @@ def main() -> None:
     options = parser.parse_args()
     reader, drawer = Reader(options.size, options.seconds), Drawer(options.size)
     totals = Counter[str]()
-    print("| file | outcome | |\n| --- | --- | --- |")
+    print("| file | outcome | worse view, or why |\n| --- | --- | --- |")
     try:
         chosen = [(name, path) for name, path in files(options.folders) if name.endswith(options.only)]
         for name, path in chosen[: options.limit]:
