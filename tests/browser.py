@@ -16,6 +16,8 @@ import pytest
 from websockets.sync.client import connect
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
+PATIENCE = 300
+"""Seconds within which the browser has something to say, unless it hangs."""
 
 
 class Browser:
@@ -24,13 +26,15 @@ class Browser:
     Args:
         profile: folder for the browser's own files.
         size: (width, height) of the page in pixels.
+        webgl: with WebGL, by the CPU.
     """
 
-    def __init__(self, profile: Path, size: tuple[int, int] = (1600, 900)):
+    def __init__(self, profile: Path, size: tuple[int, int] = (1600, 900), webgl: bool = False):
         program = next(filter(None, map(shutil.which, NAMES)), None)
         if program is None:
             pytest.skip("no Chromium was found: install it (on Debian: apt-get install chromium)")
-        options = f"--headless=new --no-sandbox --disable-gpu --remote-debugging-port=0 --user-data-dir={profile}"
+        graphics = "--use-angle=swiftshader --enable-unsafe-swiftshader" if webgl else "--disable-gpu"
+        options = f"--headless=new --no-sandbox {graphics} --remote-debugging-port=0 --user-data-dir={profile}"
         size_option = f"--window-size={size[0]},{size[1]}"
         self.process = subprocess.Popen(
             [program, *options.split(), size_option, "about:blank"],
@@ -59,7 +63,7 @@ class Browser:
         self.asked += 1
         self.socket.send(json.dumps({"id": self.asked, "method": method, "params": parameters}))
         while True:
-            message = json.loads(self.socket.recv())
+            message = json.loads(self.socket.recv(timeout=PATIENCE))
             if message.get("id") == self.asked:
                 if "error" in message:
                     raise RuntimeError(f"{method}: {message['error']}")
