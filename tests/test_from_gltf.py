@@ -149,7 +149,7 @@ def test_two_materials_with_a_texture_each(file: GltfFile, tmp_path: Path):
 
 
 def test_many_parts_get_an_atlas_that_is_large_enough(file: GltfFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(from_gltf, "_SMALLEST", 16)
+    monkeypatch.setattr(from_gltf, "_SIZES", (16, 32, 64, 128, 256))
     two = [file.quad(material=material(file, clamped(file, np.full((1, 1, 3), grey, np.uint8)))) for grey in (0, 255)]
     file.show(*two)
     for number in range(1, 60):

@@ -84,10 +84,10 @@ def load_mesh(path: Path, kept_in: str = "") -> Mesh:
         raise BadFile(f"there is no file {path}")
     with reading(path):
         scene = read(path)
-        mesh, unseen = one_mesh(scene)
+        mesh, said, unseen = one_mesh(scene)
         if kept_in:
             mesh = replace(mesh, source=_as_source(scene, mesh, path))
-    said = [*scene.warnings, *_far_away(scene)]
+    said += _far_away(scene)
     if unseen:
         said.append(f"{f'kept in {kept_in}, but not shown' if kept_in else 'left out'}: {', '.join(unseen)}")
     if said:

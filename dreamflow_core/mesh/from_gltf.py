@@ -9,21 +9,25 @@ from typing import Any
 
 import numpy as np
 
+from . import topology
 from .bake import Texels, fill, surface_texels
 from .colours import to_display, to_linear
 from .gltf_materials import REPEAT, Material, Texture
-from .mesh import BadMesh, Floats, Mesh
+from .mesh import Floats, Mesh
 from .scene import Part, Scene
-from .unwrap import unwrap
+from .unwrap import unwrap_at
 
-_SMALLEST, _LARGEST = 512, 4096
-"""Sides of the atlas that several textures are baked into."""
-_FILLED = 0.5
-"""About how much of an atlas shows the surface."""
+_SIZES = (512, 1024, 2048, 4096)
+"""Sides that an atlas may have into which several textures are baked."""
+_VERTEX_TEXELS = 4
+"""So many texels for each vertex keep its colour."""
+_LEAST_DENSITY = 1 / 4
+"""Of the texels of a part without a texture, to those per scene unit in the mean, so that it can be painted."""
 
 
-def one_mesh(scene: Scene) -> tuple[Mesh, list[str]]:
-    """All parts of a scene as one mesh, and what of it the mesh has no place for, a few words each.
+def one_mesh(scene: Scene) -> tuple[Mesh, list[str], list[str]]:
+    """All parts of a scene as one mesh; what there is to say of it, a sentence each; and what of the scene it has no
+    place for, a few words each.
 
     The base colour is factor times texture times COLOR_0, as glTF 2.0 multiplies them (3.9.2). UVs stay as they are
     where one texture covers all and they lie in it; several textures, tiled ones, and those under vertex
@@ -37,13 +41,17 @@ def one_mesh(scene: Scene) -> tuple[Mesh, list[str]]:
         unlit=all(material.unlit for material in materials),
         double_sided=any(material.double_sided for material in materials),
     )
+    said = [*scene.warnings]
     if not any(_texture(scene, part) for part in scene.parts):
         mesh = replace(mesh, uvs=_plain_uvs(scene), colours=_vertex_colours(scene))
+        if mesh.uvs is None and any(part.uvs for part in scene.parts):
+            said.append("its UVs reach outside a texture or are all alike, so it gets a new atlas")
     elif (kept := _kept(scene)) is not None:
         mesh = replace(mesh, **kept)
     else:
-        mesh = _baked(scene, mesh)
-    return mesh, _unseen(scene, mesh)
+        mesh, sentence = _baked(scene, mesh)
+        said.append(sentence)
+    return mesh, said, _unseen(scene, mesh)
 
 
 def _texture(scene: Scene, part: Part) -> Texture | None:
@@ -142,11 +150,13 @@ def _seen_alike(texture: Texture, other: Texture) -> bool:
     return all(getattr(texture, name) == getattr(other, name) for name in names)
 
 
-def _baked(scene: Scene, mesh: Mesh) -> Mesh:
-    """The mesh with an atlas of its own, into which all parts are baked."""
-    flat, size = _unwrapped(mesh, _atlas_size(scene))
+def _baked(scene: Scene, mesh: Mesh) -> tuple[Mesh, str]:
+    """The mesh with an atlas of its own, into which all parts are baked, and a sentence about it."""
+    flat, _, size, share = unwrap_at(mesh, _density(scene), _SIZES)
     texels = surface_texels(flat, size)
-    return replace(flat, texture=fill(texels, to_display(baked(scene, texels)[:, :3])))
+    detail = "" if share >= 1 else f", which holds 1 of {1 / share:.2g} of their texels each way"
+    sentence = f"{_why_baked(scene)}, so its colours are baked into a new atlas of {size} x {size}{detail}"
+    return replace(flat, texture=fill(texels, to_display(baked(scene, texels)[:, :3]))), sentence
 
 
 def baked(scene: Scene, texels: Texels) -> Floats:
@@ -161,27 +171,34 @@ def baked(scene: Scene, texels: Texels) -> Floats:
     return np.clip(colours, 0, 1)
 
 
-def _unwrapped(mesh: Mesh, size: int) -> tuple[Mesh, int]:
-    """The mesh with a new atlas, and its side: the one given, or a larger one if the charts are too many for that."""
-    while True:
-        try:
-            return unwrap(mesh, size)[0], size
-        except BadMesh:
-            if size >= _LARGEST:
-                raise
-        size *= 2
+def _why_baked(scene: Scene) -> str:
+    if len(scene.materials) > 1:
+        return "it has several materials"
+    if any(part.colours is not None and (part.colours[:, :3] != 1).any() for part in scene.parts):
+        return "its vertex colours multiply its texture"
+    if not all(_texture(scene, part) for part in scene.parts):
+        return "parts of it lack the UVs of its texture"
+    return "its UVs reach outside its texture or are all alike"
 
 
-def _atlas_size(scene: Scene) -> int:
-    """Side of an atlas with about as many texels as the parts' UVs cover in their textures."""
-    total = 0.0
+def _density(scene: Scene) -> Floats:
+    """Texels per scene unit that an atlas needs so that nothing is lost, (F,), the same for all faces of a part.
+
+    A part has as many texels in all as its UVs cover in its texture. Where UVs are stretched, some of its faces had
+    more. Without a texture it has a few for the colour of each vertex.
+    """
+    texels, areas = [], []
     for part in scene.parts:
+        needed = float(_VERTEX_TEXELS * len(part.positions))
         if (texture := _texture(scene, part)) is not None:
-            a, b, c = np.moveaxis(part.uvs[texture.tex_coord][part.faces] * texture.scale, 1, 0)
-            (ab, ac), (height, width) = (b - a, c - a), texture.picture.pixels.shape[:2]
-            total += np.abs(ab[:, 0] * ac[:, 1] - ab[:, 1] * ac[:, 0]).sum() / 2 * height * width
-    side = 1 << math.ceil(math.log2(max(math.sqrt(total / _FILLED), 1)))
-    return min(max(side, _SMALLEST), _LARGEST)
+            height, width = texture.picture.pixels.shape[:2]
+            uvs = part.uvs[texture.tex_coord] * texture.scale * (width, height)
+            needed = max(needed, topology.face_areas(np.pad(uvs, ((0, 0), (0, 1))), part.faces).sum())
+        texels.append(needed)
+        areas.append(topology.face_areas(part.positions, part.faces).sum())
+    least = _LEAST_DENSITY * math.sqrt(sum(texels) / (sum(areas) or 1))
+    of_parts = [max(math.sqrt(needed / area), least) if area else least for needed, area in zip(texels, areas)]
+    return np.repeat(of_parts, [len(part.faces) for part in scene.parts])
 
 
 def _unseen(scene: Scene, mesh: Mesh) -> list[str]:
@@ -201,8 +218,6 @@ def _unseen(scene: Scene, mesh: Mesh) -> list[str]:
         unseen.append("emission")
     if not mesh.unlit and any(material.unlit for material in materials):
         unseen.append("unlit materials among lit ones")
-    if mesh.uvs is None and any(part.uvs for part in scene.parts):
-        unseen.append("UVs that no texture can be painted on (a new atlas is made)")
     if mesh.normals is None and not mesh.unlit:
         # Without normals glTF's faces are flat.
         some = any(part.normals is not None for part in scene.parts)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import xatlas
+from scipy.optimize import brentq
 
 from . import topology
 from .mesh import BadMesh, Floats, Ints, Mesh
@@ -16,10 +19,21 @@ MOST_TEXTURE = 8192
 
 _PIECE_FACES = 500
 """xatlas takes much more than linear time in the faces of one mesh, so it gets pieces of at most this many."""
-_CLOSE = 1.1
-"""Charts are packed until they fit at a scale that is within this factor of one at which they do not."""
+_FACE_TEXELS, _ALL_TEXELS = 16, 1 << 18
+"""xatlas stretches charts to whole texels. Where they are made they have so many a face, or so many in all, which
+keeps their shape."""
+_LONG = 1.25
+"""Charts longer than this, to the side of a square of the whole surface's area, are cut or lie across the atlas."""
+_SHORTER, _STRAIGHT = 0.8, 1e-3
+"""Both parts of a chart that is cut are at most this long, to the whole; if faces are too long for that it stays. Faces
+that reach over the cut by less than this do not count."""
+_CLOSE, _STEP = 1.05, 1.024
+"""Charts are packed until they fit at a scale that is within this factor of one at which they do not. From the scale
+that is guessed the first step is so large, and others grow."""
 _LEAST_SCALE = 1 / 32
-"""Of charts, to the scale at which they would fill the atlas without gaps. What does not fit then has too many."""
+"""Of charts, to the scale at which they would fill the atlas without gaps. Those that do not fit then are too many."""
+_FILLED, _MARGIN = 0.6, 2
+"""How full an atlas gets, about, if each chart has its padding and so many texels more around it."""
 _UNIT = 256
 """xatlas leaves out faces of less than a fixed area in UVs too."""
 _NOWHERE = np.iinfo(np.uint32).max
@@ -28,9 +42,9 @@ _NOWHERE = np.iinfo(np.uint32).max
 def unwrap(mesh: Mesh, size: int, padding: int = 2) -> tuple[Mesh, Ints]:
     """Cut the surface into charts that lie side by side, without overlap, in one square atlas.
 
-    The faces keep their order and their places; vertices are split where charts end. Charts may be
-    mirrored, and one that is longer than the atlas is made smaller than the others. Normals and colours come along,
-    a texture does not.
+    The faces keep their order and their places; vertices are split where charts end. Charts may be mirrored. Those
+    that are long for the atlas are cut across, or lie along its diagonal. One that is still longer than the atlas,
+    because its faces are, is made smaller than the others. Normals and colours come along, a texture does not.
 
     Args:
         size: side in texels of the texture that the atlas is meant for.
@@ -40,40 +54,48 @@ def unwrap(mesh: Mesh, size: int, padding: int = 2) -> tuple[Mesh, Ints]:
         The mesh with UVs, and for each of its vertices the one of `mesh` that it was, (V,).
 
     Raises:
-        BadMesh: the size is out of range, or the charts are too many for it.
+        BadMesh: the size is out of range, the charts are too many for it, or no face has an area.
     """
-    check_texture_size(size)
-    positions = mesh.vertices.astype(np.float64)
-    pieces = _pieces(positions[mesh.faces].mean(axis=1))
-    # xatlas leaves out faces of less than a fixed area, and those far from the origin: they are made about 1 large,
-    # each piece around it.
-    unit = np.sqrt(topology.face_areas(mesh.vertices, mesh.faces).mean()) or 1.0
-    atlas = xatlas.Atlas()
-    used = []
-    for piece in pieces:
-        vertices, faces = np.unique(mesh.faces[piece], return_inverse=True)
-        places = (positions[vertices] - positions[vertices].mean(axis=0)) / unit
-        atlas.add_mesh(places.astype(np.float32), faces.reshape(-1, 3).astype(np.uint32))
-        used.append(vertices)
-    packing = xatlas.PackOptions()
-    packing.resolution = size
-    atlas.generate(pack_options=packing)
-    source, uvs, faces = [], [], np.empty_like(mesh.faces)
-    count = 0
-    for index, piece in enumerate(pieces):
-        of_piece, corners, uv = atlas.get_mesh(index)
-        source.append(used[index][of_piece])
-        uvs.append(uv)
-        faces[piece] = corners + count
-        count += len(of_piece)
-    split_from = np.concatenate(source)
-    texels = _packed(np.concatenate(uvs) * (atlas.width, atlas.height), faces, size, padding)
+    return unwrap_at(mesh, np.ones(len(mesh.faces)), [size], padding)[:2]
+
+
+def unwrap_at(mesh: Mesh, density: Floats, sizes: Sequence[int], padding: int = 2) -> tuple[Mesh, Ints, int, float]:
+    """`unwrap` into the smallest atlas that has as many texels for each face as are asked for.
+
+    Room that is left goes to the faces that have the fewest. If no atlas has enough, all faces get less alike.
+
+    Args:
+        density: (F,) above 0, texels per scene unit. Charts end where it changes.
+        sizes: sides of atlases that may be made, in texels, ascending.
+
+    Returns:
+        The mesh and where its vertices are from, as of `unwrap`; the atlas's side; and the least share of its texels
+        per unit that a face has: 1 or more if all have them.
+
+    Raises:
+        BadMesh: a size is out of range, the charts are too many for the last one, or no face has an area.
+    """
+    for size in sizes:
+        check_texture_size(size)
+    charts = _charts(mesh, density)
+    for size in sizes:
+        side = size - 2 * padding
+        if size < sizes[-1] and _guess(charts, side, padding) * _CLOSE < 1:
+            continue
+        if (packed := _packed(charts, side, padding)) and (packed[1] >= 1 or size == sizes[-1]):
+            break
+    if packed is None:
+        raise BadMesh(
+            f"the mesh's surface is cut into {len(charts.areas)} charts, too many for a texture of {size} x {size}"
+        )
+    places, share = packed
+    split_from = charts.split_from
     normals, colours = (None if values is None else values[split_from] for values in (mesh.normals, mesh.colours))
     flat = replace(
         mesh,
         vertices=mesh.vertices[split_from],
-        faces=faces,
-        uvs=texels / size,
+        faces=charts.faces,
+        uvs=(places + padding) / size,
         texture=None,
         repeats=(False, False),
         normals=normals,
@@ -81,45 +103,7 @@ def unwrap(mesh: Mesh, size: int, padding: int = 2) -> tuple[Mesh, Ints]:
         colours=colours,
         origin=split_from if mesh.origin is None else mesh.origin[split_from],
     )
-    return flat, split_from
-
-
-def _packed(charts: Floats, faces: Ints, size: int, padding: int) -> Floats:
-    """Places (V, 2) in a square of `size` texels for charts with corners (V, 2), at about the largest scale that fits.
-
-    Asked for a side alone, xatlas makes something larger: by a little, or by a lot where charts are long. Asked for a
-    scale as well it keeps the side, and what does not fit comes into a second square. So the scale is searched for.
-
-    Raises:
-        BadMesh: there is none.
-    """
-    a, b, c = np.moveaxis(charts[faces], 1, 0)
-    area = np.abs(np.linalg.det(np.stack([b - a, c - a], axis=-1))).sum() / 2
-    side = size - 2 * padding
-    filling = side / (np.sqrt(area) or 1.0)
-    fits, too_large, scale = 0.0, filling, 0.8 * filling
-    while too_large > _CLOSE * fits:
-        atlas = xatlas.Atlas()
-        atlas.add_uv_mesh((_UNIT * charts).astype(np.float32), faces.astype(np.uint32))
-        packing = xatlas.PackOptions()
-        # Every chart gets its padding on both sides.
-        packing.resolution, packing.padding, packing.texels_per_unit = side, math.ceil(padding / 2), scale / _UNIT
-        atlas.generate(pack_options=packing)
-        if atlas.atlas_count <= 1:
-            fits, best = scale, atlas
-        elif scale > _LEAST_SCALE * filling:
-            too_large = scale
-        else:
-            raise BadMesh(
-                f"the mesh's surface is cut into {atlas.chart_count} charts, too many for a texture of {size} x {size}"
-            )
-        scale = (fits + too_large) / 2
-    source, _, uvs = best.get_mesh(0)
-    places = np.empty_like(charts)
-    places[source] = uvs * (best.width, best.height)
-    # Faces without an area are left where they were.
-    places[source[best.get_mesh_vertex_assignment(0)[0] == _NOWHERE]] = 0
-    return places + padding
+    return flat, split_from, size, share
 
 
 def check_texture_size(size: int) -> None:
@@ -128,16 +112,227 @@ def check_texture_size(size: int) -> None:
         raise BadMesh(f"the texture size is {size}; it must be from {LEAST_TEXTURE} to {MOST_TEXTURE}")
 
 
-def _pieces(centres: np.ndarray) -> list[Ints]:
-    """Faces in compact groups of at most `_PIECE_FACES`: halved across their longest side until small enough."""
-    waiting: list[Ints] = [np.arange(len(centres))]
-    pieces: list[Ints] = []
+@dataclass(frozen=True, eq=False)
+class _Charts:
+    """A surface cut into C charts, each flat by itself.
+
+    Attributes:
+        split_from: (V,) the mesh's vertices that theirs were; no vertex is in two charts.
+        faces: (F, 3) indices into these vertices.
+        chart: (F,) of each face.
+        places: (V, 2) in texels, if the faces have as many as are asked for.
+        density: (C,) asked for.
+    """
+
+    split_from: Ints
+    faces: Ints
+    chart: Ints
+    places: Floats
+    density: Floats
+
+    @cached_property
+    def areas(self) -> Floats:
+        """(C,) in texels."""
+        areas = np.zeros(len(self.density))
+        np.add.at(areas, self.chart, _areas(self.places[self.faces]))
+        return areas
+
+    @cached_property
+    def of_vertex(self) -> Ints:
+        """(V,) the chart of each vertex."""
+        chart = np.empty(len(self.places), np.int64)
+        chart[self.faces] = self.chart[:, None]
+        return chart
+
+    @cached_property
+    def extents(self) -> Floats:
+        """(C, 2) in texels."""
+        low, high = (np.full((len(self.density), 2), sign * np.inf) for sign in (1, -1))
+        np.minimum.at(low, self.of_vertex, self.places)
+        np.maximum.at(high, self.of_vertex, self.places)
+        return high - low
+
+    def shares(self, scale: float) -> Floats:
+        """(C,) the texels per unit that charts have at a scale, to those asked for.
+
+        Up to 1, that many of what was asked for. Above, the charts with the fewest grow first.
+        """
+        return np.maximum(min(scale, 1), scale * self.density.min() / self.density)
+
+
+def _charts(mesh: Mesh, density: Floats) -> _Charts:
+    """The mesh's charts as xatlas makes them, the long ones cut and turned."""
+    positions, areas = mesh.vertices.astype(np.float64), topology.face_areas(mesh.vertices, mesh.faces)
+    if not areas.any():
+        raise BadMesh("no face of the mesh has an area")
+    pieces = list(_pieces(positions[mesh.faces].mean(axis=1), density))
+    atlas = xatlas.Atlas()
+    used, units = [], []
+    for piece in pieces:
+        vertices, faces = np.unique(mesh.faces[piece], return_inverse=True)
+        # xatlas leaves out faces of less than a fixed area, and those far from the origin: they are made about 1 large,
+        # each piece around it.
+        units.append(math.sqrt(areas[piece].mean()) or 1.0)
+        places = (positions[vertices] - positions[vertices].mean(axis=0)) / units[-1]
+        atlas.add_mesh(places.astype(np.float32), faces.reshape(-1, 3).astype(np.uint32))
+        used.append(vertices)
+    packing = xatlas.PackOptions()
+    packing.texels_per_unit = texels = math.sqrt(max(_FACE_TEXELS, _ALL_TEXELS / len(mesh.faces)))
+    atlas.generate(pack_options=packing)
+    split_from, places, faces = [], [], np.empty_like(mesh.faces)
+    count = 0
+    for index, piece in enumerate(pieces):
+        of_piece, corners, uvs = atlas.get_mesh(index)
+        split_from.append(used[index][of_piece])
+        places.append(uvs * (atlas.width, atlas.height) * (units[index] / texels * density[piece[0]]))
+        faces[piece] = corners + count
+        count += len(of_piece)
+    return _fitted(np.concatenate(split_from), faces, np.concatenate(places), density)
+
+
+def _pieces(centres: Floats, density: Floats) -> Iterator[Ints]:
+    """Faces of one density in compact groups of at most `_PIECE_FACES`: halved across their longest side until small
+    enough."""
+    order = np.argsort(density, kind="stable")
+    waiting = np.split(order, np.flatnonzero(np.diff(density[order])) + 1)
     while waiting:
         group = waiting.pop()
         if len(group) <= _PIECE_FACES:
-            pieces.append(group)
+            yield group
             continue
         longest = np.ptp(centres[group], axis=0).argmax()
         order = group[np.argsort(centres[group, longest], kind="stable")]
         waiting += [order[: len(order) // 2], order[len(order) // 2 :]]
-    return pieces
+
+
+def _fitted(split_from: Ints, faces: Ints, places: Floats, density: Floats) -> _Charts:
+    """Charts with those cut or turned that are too long for a square atlas of about their area."""
+    corners = places[faces]
+    longest = _LONG * math.sqrt(_areas(corners).sum())
+    chart = topology.components(faces)
+    count = chart.max() + 1
+    low, high = (np.full((count, 2), sign * np.inf) for sign in (1, -1))
+    np.minimum.at(low, chart, corners.min(axis=1))
+    np.maximum.at(high, chart, corners.max(axis=1))
+    for number in np.flatnonzero((high - low).max(axis=1) > longest):
+        for part in _cut(np.flatnonzero(chart == number), corners, longest):
+            chart[part], count = count, count + 1
+    numbers, first, chart = np.unique(chart, return_index=True, return_inverse=True)
+    corner, faces = np.unique(faces * len(numbers) + chart[:, None], return_inverse=True)
+    vertex, of_vertex = np.divmod(corner, len(numbers))
+    charts = _Charts(split_from[vertex], faces.reshape(-1, 3), chart, places[vertex], density[first])
+    width, height = charts.extents.T
+    across = (np.maximum(width, height) > longest) & (width + height < math.sqrt(2) * np.maximum(width, height))
+    turn = np.where(across, math.pi / 4, 0)[of_vertex]
+    x, y = charts.places.T
+    turned = np.stack([np.cos(turn) * x - np.sin(turn) * y, np.sin(turn) * x + np.cos(turn) * y], axis=-1)
+    return replace(charts, places=turned)
+
+
+def _cut(group: Ints, corners: Floats, longest: float) -> Iterator[Ints]:
+    """Faces of a chart with corners (F, 3, 2) in parts that are no longer than asked for, if the faces allow it."""
+    extent, axis = _extent(corners[group])
+    if extent <= longest:
+        yield group
+        return
+    along = corners[group, :, axis]
+    left = along.mean(axis=1) < _where_to_cut(along)
+    halves = [half for half in (group[left], group[~left]) if len(half)]
+    if max(_extent(corners[half])[0] for half in halves) > _SHORTER * extent:
+        yield group
+        return
+    for half in halves:
+        yield from _cut(half, corners, longest)
+
+
+def _where_to_cut(along: Floats) -> float:
+    """The place in the middle half where the fewest faces are in the way, of faces from here to there (F, 3)."""
+    start, length = along.min(), np.ptp(along)
+    middle = start + length / 2
+    places = np.append(middle, along[np.abs(along - middle) <= length / 4])
+    # xatlas makes no edges that are quite straight.
+    begin, end = np.sort(along.min(axis=1) + _STRAIGHT * length), np.sort(along.max(axis=1) - _STRAIGHT * length)
+    in_the_way = np.searchsorted(begin, places) - np.searchsorted(end, places)
+    return float(places[np.argmin(in_the_way + np.abs(places - middle) / length)])
+
+
+def _extent(corners: Floats) -> tuple[float, int]:
+    """The longest side of a box around corners (F, 3, 2), and its axis."""
+    sides = np.ptp(corners.reshape(-1, 2), axis=0)
+    return float(sides.max()), int(sides.argmax())
+
+
+def _areas(corners: Floats) -> Floats:
+    """Of faces with corners (F, 3, 2) in the plane, (F,)."""
+    a, b, c = np.moveaxis(corners, 1, 0)
+    return np.abs(np.linalg.det(np.stack([b - a, c - a], axis=-1))) / 2
+
+
+def _guess(charts: _Charts, side: int, padding: int) -> float:
+    """About the scale at which charts fill a square."""
+    areas, around = charts.areas, charts.extents.sum(axis=1)
+    margin = padding + _MARGIN
+
+    def room(scale: float) -> float:
+        shares = charts.shares(scale)
+        return _FILLED * side**2 - (areas * shares**2 + margin * around * shares + margin**2).sum()
+
+    least, most = _bounds(charts, side)
+    if room(least) <= 0 or room(most) >= 0:
+        return least if room(least) <= 0 else most
+    return float(brentq(room, least, most, rtol=1e-3))
+
+
+def _bounds(charts: _Charts, side: int) -> tuple[float, float]:
+    """A scale at which charts fit into a square if they are not too many, and one at which their area does not."""
+    least_shares = charts.density.min() / charts.density
+    filled, more = (math.sqrt(area.sum()) or 1.0 for area in (charts.areas, charts.areas * least_shares**2))
+    return _LEAST_SCALE * side / filled, side / more
+
+
+def _packed(charts: _Charts, side: int, padding: int) -> tuple[Floats, float] | None:
+    """Charts at about the largest scale at which they fit into a square.
+
+    Asked for a side alone, xatlas makes something larger: by a little, or by a lot where charts are long. Asked for a
+    scale as well it keeps the side, and what does not fit comes into a second square. So the scale is searched for.
+
+    Returns:
+        Places (V, 2) in a square of `side` texels, and the least of the charts' shares; None if there are too many
+        charts.
+    """
+    fits, (least, too_large) = 0.0, _bounds(charts, side)
+    scale, step, failed = _guess(charts, side, padding), _STEP, False
+    # At 1 nothing is lost, so that has to be known.
+    while too_large > _CLOSE * fits or fits < 1 < too_large:
+        atlas = _pack(charts, scale, side, padding)
+        if atlas.atlas_count <= 1:
+            fits, best = scale, atlas
+        elif scale > least:
+            too_large, failed = scale, True
+        else:
+            return None
+        between = 1.0 if fits < 1 < too_large else math.sqrt(fits * too_large)
+        scale = max(scale / step, least) if not fits else between if failed else min(scale * step, between)
+        step **= 2
+    vertices, _, uvs = best.get_mesh(0)
+    places = np.empty_like(charts.places)
+    places[vertices] = uvs * (best.width, best.height)
+    # Faces without an area are left where they were.
+    places[vertices[best.get_mesh_vertex_assignment(0)[0] == _NOWHERE]] = 0
+    # xatlas makes those smaller that are longer than the square.
+    shares = np.minimum(charts.shares(fits), (side - 1) / np.maximum(charts.extents.max(axis=1), 1e-9))
+    return places, float(shares.min())
+
+
+def _pack(charts: _Charts, scale: float, side: int, padding: int) -> xatlas.Atlas:
+    atlas = xatlas.Atlas()
+    places = _UNIT * charts.shares(scale)[charts.of_vertex, None] * charts.places
+    faces, chart = (numbers.astype(np.uint32) for numbers in (charts.faces, charts.chart[:, None]))
+    # Charts of different materials stay apart, wherever they lie.
+    atlas.add_uv_mesh(places.astype(np.float32), faces, chart)
+    packing = xatlas.PackOptions()
+    # Every chart gets its padding on both sides.
+    packing.resolution, packing.padding, packing.texels_per_unit = side, math.ceil(padding / 2), 1 / _UNIT
+    packing.rotate_charts_to_axis = False
+    atlas.generate(pack_options=packing)
+    return atlas
