@@ -113,8 +113,8 @@ class Draft:
     def glb(self) -> bytes:
         """The file."""
         self._sweep()
-        self._declare_extensions()
         blob = self._pack()
+        self._declare_extensions()
         text = json.dumps(self.tree, separators=(",", ":"), ensure_ascii=False).encode()
         chunks = b"".join(
             struct.pack("<I4s", len(data) + -len(data) % 4, kind) + data + padding * (-len(data) % 4)

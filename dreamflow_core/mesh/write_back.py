@@ -290,6 +290,7 @@ class _Writer:
         attributes = primitive["attributes"]
         if "COLOR_0" not in attributes:
             return
+        self._unpack(primitive)
         colours = self._draft.values(attributes["COLOR_0"])
         for names in _attributes(primitive):
             names.pop("COLOR_0", None)
