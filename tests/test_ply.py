@@ -199,6 +199,8 @@ def test_colours_of_faces_stay_with_their_faces(format_: str, tmp_path: Path):
     mesh = read(tmp_path, ("vertex", XYZ, SQUARE), ("face", more, faces), format_=format_)
     assert len(mesh.vertices) == 6 and areas(mesh).tolist() == [0.5, 0.5]
     assert mesh.colours[mesh.faces].tolist() == [[[1, 0, 0]] * 3, [[0, 0, 1]] * 3]
+    mesh = read(tmp_path, ("vertex", XYZ, SQUARE), ("face", more, [((0, 1), 0, 255, 0), *faces]), format_=format_)
+    assert mesh.colours[mesh.faces].tolist() == [[[1, 0, 0]] * 3, [[0, 0, 1]] * 3]
     same = [((0, 1, 2), 9, 9, 9), ((0, 2, 3), 9, 9, 9)]
     assert len(read(tmp_path, ("vertex", XYZ, SQUARE), ("face", more, same)).vertices) == 4
 
@@ -293,11 +295,19 @@ def test_a_missing_picture_leaves_uvs_and_colours(tmp_path: Path, caplog):
     assert mesh.texture is None and mesh.colours is None and mesh.uvs is not None
 
 
+def test_names_of_pictures_that_stand_for_the_files_own(tmp_path: Path):
+    Image.fromarray(PIXELS).save(tmp_path / "a_0.png")
+    mesh = read(tmp_path, *square(UVS, "float s, float t"), comments=("TextureFile   <this>_0.png ",))
+    assert np.array_equal((mesh.texture * 255).round(), PIXELS)
+
+
 def test_uvs_that_cannot_be_used_are_said(tmp_path: Path, caplog):
     Image.fromarray(PIXELS).save(tmp_path / "a.png")
-    face = ("face", f"{FACE}, list uchar float texcoord", [((0, 1, 2, 3), (0, 0, 1, 0, 1, 1))])
-    mesh = read(tmp_path, ("vertex", XYZ, SQUARE), face, comments=("TextureFile a.png",))
-    assert mesh.uvs is None and "not two numbers for each corner" in caplog.text
+    for count in (6, 10):
+        caplog.clear()
+        face = ("face", f"{FACE}, list uchar float texcoord", [((0, 1, 2, 3), (0.5,) * count)])
+        mesh = read(tmp_path, ("vertex", XYZ, SQUARE), face, comments=("TextureFile a.png",))
+        assert mesh.uvs is None and "not two numbers for each corner" in caplog.text
     mesh = read(tmp_path, *square([(0, 0), (1, 0), (float("nan"), 1), (0, 1)], "float s, float t"))
     assert mesh.uvs is None and "no numbers" in caplog.text
 
@@ -350,8 +360,9 @@ def test_vertices_that_are_not_there_are_named(format_: str, tmp_path: Path):
 @pytest.mark.parametrize("faces", [((0, 1, 2), (0, 2, 3)), ((0, 1, 2, 3), (0, 1, 2))])
 def test_a_file_cut_off_anywhere_is_refused(format_: str, faces: tuple, tmp_path: Path):
     data = encode(format_, *square([()] * 4, faces=faces)).rstrip(b"\n")
+    body = data.index(b"end_header\n") + len(b"end_header")
     for end in range(len(data)):
-        refused(tmp_path / "a.ply", data[:end])
+        assert ("is cut off" if end >= body else "no PLY file") in refused(tmp_path / "a.ply", data[:end])
 
 
 @pytest.mark.parametrize("format_", FORMATS)
@@ -391,16 +402,30 @@ def test_counts_and_lists_that_no_file_holds_take_no_memory(format_: str, tmp_pa
         "ply\nformat ascii 1.0\nelement vertex 1\nproperty float x\nproperty float x\nend_header\n0 0",
         "ply\nformat ascii 1.0\nelement vertex 0\nelement vertex 0\nend_header\n",
         "ply\nformat ascii 1.0\nelement vertex 1\nproperty float x\nend_header\nzero",
-        "ply\nformat ascii 1.0\nelement vertex 1\nproperty float x\nwhat is this\nend_header\n0",
-        "ply\nformat ascii 1.0\nelement vertex 1\nproperty list uchar int x\nend_header\n-1",
-        "ply\nformat ascii 1.0\nelement vertex 1\nproperty list uchar int x\nend_header\nnan",
-        "ply\nformat ascii 1.0\nelement vertex 1\nproperty list uchar int x\nend_header\n1.5 1 1",
-        "ply\nformat binary_little_endian 1.0\nelement vertex 1\nproperty list char int x\nend_header\n\xff0000",
+        "ply\nformat ascii 1.0\nelement vertex 1\nproperty float\nend_header\n0",
         "solid\nend_header\n",
     ],
 )
 def test_headers_and_rows_that_are_none_are_refused(header: str, tmp_path: Path):
-    refused(tmp_path / "a.ply", header.encode("latin-1"))
+    refused(tmp_path / "a.ply", header.encode())
+
+
+@pytest.mark.parametrize("size", ["-1", "nan", "inf", "1.5"])
+def test_lengths_of_lists_that_are_none_are_named(size: str, tmp_path: Path):
+    lists = encode("ascii", ("vertex", XYZ, SQUARE), ("face", FACE, [((0, 1, 2),)])).replace(
+        b"\n3 0", f"\n{size} 0".encode()
+    )
+    assert f"its element face has a list of {float(size)} numbers" in refused(tmp_path / "a.ply", lists)
+    lists = encode("binary_big_endian", ("vertex", "list char int x", [((5, 6),)])).replace(b"\2", b"\xfe")
+    assert "its element vertex has a list of -2 numbers" in refused(tmp_path / "a.ply", lists)
+
+
+def test_a_line_of_no_kind_in_the_header_is_said(tmp_path: Path, caplog):
+    """As Blender 2.4 wrote it, without the word comment."""
+    text = encode("ascii", *square([()] * 4)).replace(b"1.0\n", b"1.0\nCreated by Blender3D\n")
+    (tmp_path / "a.ply").write_bytes(text)
+    assert areas(load_mesh(tmp_path / "a.ply")).tolist() == [0.5, 0.5]
+    assert "'Created by Blender3D' of its header is not read" in caplog.text
 
 
 def test_rows_with_more_numbers_than_the_header_says_are_refused(tmp_path: Path, caplog):

@@ -1,7 +1,7 @@
 """Meshes in and out of GLB, OBJ and PLY files, and in from .gltf ones.
 
-GLB keeps all that a `Mesh` has. OBJ writes its material and texture beside itself. PLY has no textures: a texture
-becomes vertex colours. Neither keeps a normal map.
+GLB keeps all that a `Mesh` has. OBJ writes its material and texture beside itself. In PLY a texture becomes vertex
+colours. Neither keeps a normal map.
 """
 
 from __future__ import annotations

@@ -34,6 +34,8 @@ _SPLATS = ("f_dc_0", "packed_position")
 _RESTART = -1
 """Parts strips in a list."""
 _TEXTURE_FILE = re.compile(r"TextureFile:?\s+(.+)", re.IGNORECASE)
+_OWN_NAME = "<this>"
+"""Stands for the PLY file's own name without its suffix, in names of pictures."""
 _MOST_NAMES = 5
 
 
@@ -185,9 +187,9 @@ class _Reader:
     def _parts(self, triangles: _Triangles, positions: Floats, pictures: list[Texture | None]) -> Iterator[Part]:
         """The triangles of each picture, those with UVs apart from those without."""
         uvs, normals, colours = self._uvs(triangles), self._normals(triangles), self._colours(triangles)
-        with_uvs: np.ndarray = np.full(len(triangles.vertices), False)
+        with_uvs = np.full(len(triangles.vertices), False)
         if uvs is not None:
-            with_uvs = np.isfinite(uvs.values).all(axis=1)[uvs.of].all(axis=1)
+            with_uvs = np.asarray(np.isfinite(uvs.values[uvs.of]).all(axis=(1, 2)))
         number = self._picture_numbers(pictures)[triangles.rows]
         if (number[~with_uvs] >= 0).any():
             self._warnings.append("some of its faces have no UVs, so they do not show its texture")
@@ -289,7 +291,7 @@ class _Reader:
         names = [match[1].strip() for comment in self._document.comments if (match := _TEXTURE_FILE.match(comment))]
         pictures: list[Texture | None] = []
         for number, name in enumerate(names):
-            place = beside(self._path, name)
+            place = beside(self._path, name.replace(_OWN_NAME, self._path.stem))
             if place is None:
                 self._warnings.append(f"there is no texture {name} beside it")
                 pictures.append(None)
@@ -329,11 +331,14 @@ class _Reader:
         if others:
             self._warnings.append(f"its elements {', '.join(others[:_MOST_NAMES])} are not read")
         for name in _ELEMENTS:
-            columns = self._elements[name].columns if name in self._elements else {}
+            element = self._elements.get(name)
+            columns = element.columns if element is not None and element.count else {}
             unread = [key for key in columns if (name, key) not in self._read and key not in _WITHOUT_EFFECT]
             if unread:
                 shown = ", ".join(unread[:_MOST_NAMES])
                 self._warnings.append(f"the properties {shown} of its element {name} are not read")
+        if self._document.strange:
+            self._warnings.append(f"the line {self._document.strange[0][:80]!r} of its header is not read")
         if self._document.bytes_left:
             self._warnings.append(f"its last {self._document.bytes_left} bytes are not read")
 

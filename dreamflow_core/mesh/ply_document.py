@@ -92,6 +92,7 @@ class Document:
 
     Attributes:
         comments: the text of its comments.
+        strange: lines of its header that are of no kind known, as old Blender versions write them.
         elements: by their names, in the file's order.
         bytes_left: how much follows the last element of a binary file.
 
@@ -105,6 +106,7 @@ class Document:
         if header is None:
             raise BadMesh("it is no PLY file, or its header has no end")
         self.comments: list[str] = []
+        self.strange: list[str] = []
         self._format: str | None = None
         described: dict[str, tuple[int, list[_Property]]] = {}
         for line in header[2].splitlines():
@@ -141,11 +143,14 @@ class Document:
                 length = None
             case ["property", "list", length, kind, name] if length in _LENGTHS and kind in _TYPES and described:
                 pass
+            case ["format" | "element" | "property", *_]:
+                raise _wrong_line(text)
             case _:
-                raise _unknown_line(text)
+                self.strange.append(text)
+                return
         properties = [*described.values()][-1][1]
         if name in (known.name for known in properties):
-            raise _unknown_line(text)
+            raise _wrong_line(text)
         declared = np.dtype(_TYPES[kind])
         properties.append(
             _Property(
@@ -253,7 +258,7 @@ class Document:
         return data[starts[:, None] + np.arange(kind.itemsize)].view(kind)[:, 0].astype(kind.newbyteorder("="))
 
 
-def _unknown_line(text: str) -> BadMesh:
+def _wrong_line(text: str) -> BadMesh:
     return BadMesh(f"its header has the line {text[:80]!r}")
 
 
