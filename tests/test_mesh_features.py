@@ -407,6 +407,13 @@ def clamped(file: GltfFile) -> None:
 
 
 @gltf
+def clamped_inside(file: GltfFile) -> None:
+    material = textured(file, FOUR[::32, ::32])
+    file.tree["textures"][0]["sampler"] = file.add("samplers", wrapS=33071, wrapT=33071)
+    file.show(file.quad(material=material))
+
+
+@gltf
 def wrapped_by_two_modes(file: GltfFile) -> None:
     tiled(file, wrapS=33648, wrapT=33071)
 

@@ -212,6 +212,13 @@ def test_colours_of_vertices_come_before_those_of_faces(tmp_path: Path, caplog):
     assert "red, green, blue of its element face are not read" in caplog.text
 
 
+def test_white_vertices_leave_the_colours_to_the_faces(tmp_path: Path):
+    vertex, plain = square([(255, 255, 255)] * 4, "uchar red, uchar green, uchar blue")
+    face = ("face", f"{FACE}, uchar red, uchar green, uchar blue", [((0, 1, 2, 3), 255, 0, 0)])
+    assert read(tmp_path, vertex, face).colours.tolist() == [[1, 0, 0]] * 4
+    assert read(tmp_path, vertex, plain).colours.tolist() == [[1, 1, 1]] * 4
+
+
 def test_normals_get_unit_length_and_zero_ones_are_left_out(tmp_path: Path, caplog):
     names = "float nx, float ny, float nz"
     mesh = read(tmp_path, *square([(0, 0, 2), (0, 3, 4), (0, 0, 1), (-1, 0, 0)], names))

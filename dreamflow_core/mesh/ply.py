@@ -42,7 +42,7 @@ _MOST_NAMES = 5
 def read_ply(path: Path) -> Scene:
     """Read a PLY file. Vertices are in the file's order, and are split where UVs or colours of faces part.
 
-    Colours of vertices come before those of faces. Where faces show a picture they have no other colours: in PLY files
+    Colours of vertices come before those of faces, unless all are white. Where faces show a picture they have no other colours: in PLY files
     these record the same look once more, and are no factor.
 
     Raises:
@@ -263,12 +263,13 @@ class _Reader:
 
     def _colours(self, triangles: _Triangles) -> _Attribute | None:
         """Linear RGBA of vertices, or else of faces. Strips are white where faces have colours."""
-        colours = self._linear_colours("vertex")
-        if colours is not None:
-            return _Attribute(colours, triangles.vertices)
+        of_vertices = self._linear_colours("vertex")
+        # White vertices say nothing that coloured faces do not.
+        if of_vertices is not None and not (of_vertices == 1).all():
+            return _Attribute(of_vertices, triangles.vertices)
         colours = self._linear_colours("face")
         if colours is None:
-            return None
+            return None if of_vertices is None else _Attribute(of_vertices, triangles.vertices)
         colours = np.concatenate([colours, np.ones((1, 4))])
         first, kinds = _distinct(colours)
         return _Attribute(colours[first], np.repeat(kinds[triangles.rows, None], 3, axis=1))
