@@ -149,7 +149,7 @@ def _baked(scene: Scene, mesh: Mesh) -> tuple[Mesh, str]:
         linear = scene.base_colours(part, texels.face[of_part] - start, texels.weights[of_part])
         # Weights, and so colours, can be a rounding error below zero.
         colours[of_part] = to_display(np.maximum(linear[:, :3], 0))
-    detail = "" if share >= 1 else f", which holds 1 of {1 / share:.2g} of their texels each way"
+    detail = "" if share >= 1 else f", at {share:.0%} of its textures' resolution"
     sentence = f"{_why_baked(scene)}, so its colours are baked into a new atlas of {size} x {size}{detail}"
     return replace(flat, texture=fill(texels, colours)), sentence
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import comfy.model_management
+import numpy as np
 import torch
 from comfy_api.latest import Types, io
 from torch import Tensor
@@ -111,7 +112,8 @@ def changed(source: Any, before: Mesh, after: Mesh, moved: bool) -> Any:
         moved: whether the stage moves vertices.
     """
     made = to_comfy(after)
-    if isinstance(source, Types.File3D) or len(before.vertices) != len(after.vertices):
+    same_uvs = np.array_equal(before.faces, after.faces) and np.array_equal(before.uvs, after.uvs)
+    if isinstance(source, Types.File3D) or not same_uvs:
         # With new UVs, maps that were drawn for others would not fit.
         return made
     kept = copy.copy(source)
