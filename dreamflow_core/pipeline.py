@@ -193,7 +193,7 @@ def optimise_mesh(
 
     prior.latent_shape(stage.scene.size, stage.scene.size)
     if stage.scene.needs_atlas and not stage.unwrap and (warning := uv_warning(mesh)):
-        logging.warning("the mesh: %s. unwrap (--unwrap) makes new UVs", warning)
+        logging.warning("the mesh: %s", warning)
     painted = stage.scene.needs_atlas or stage.unwrap
     placed, back = framed(paintable(mesh, stage.texture_size, stage.unwrap) if painted else mesh)
     scene = MeshScene(placed, stage.scene, stage.views, seed=seed, device=_device(prior))

@@ -28,6 +28,8 @@ _SURVEY = 720
 _SHARED = 0.01
 """Less than this share of UVs that overlap, or of a surface without UVs of its own, is not worth a word."""
 
+_SEVERAL = "so texels there are painted from several places; unwrap (--unwrap) makes new UVs"
+
 
 def paintable(mesh: Mesh, size: int | None = None, new_uvs: bool = False) -> Mesh:
     """The mesh with UVs and a texture.
@@ -66,13 +68,13 @@ def uv_warning(mesh: Mesh) -> str | None:
     if _without_area(mesh):
         return "its UVs have no area, so a new atlas is made"
     if mesh.uvs.min() < 0 or mesh.uvs.max() > 1:
-        return "its UVs reach outside the texture, which repeats there, so texels are painted from several places"
+        return f"its UVs reach outside the texture, which repeats there, {_SEVERAL}"
     if (shared := _shared(mesh)) > _SHARED:
-        return f"{shared:.0%} of its UVs lie on others, so texels there are painted from several places"
+        return f"{shared:.0%} of its UVs lie on others, {_SEVERAL}"
     surface = topology.face_areas(mesh.vertices, mesh.faces)
     without = surface[_uv_areas(mesh) == 0].sum() / (surface.sum() or 1)
     if without > _SHARED:
-        return f"the UVs of {without:.0%} of its surface have no area, so one texel is painted from all of a face"
+        return f"the UVs of {without:.0%} of its surface have no area, {_SEVERAL}"
     return None
 
 
