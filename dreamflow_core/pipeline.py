@@ -6,6 +6,7 @@ and hold every default; a schedule, a seed and what a run reports to are argumen
 
 from __future__ import annotations
 
+import logging
 import zlib
 from collections.abc import Callable
 from dataclasses import replace
@@ -178,19 +179,23 @@ def optimise_mesh(
 
     Args:
         prior: the model and its prompts.
-        mesh: any; it is moved to where cameras see it and back, and gets the texture it lacks.
+        mesh: any; it is moved to where cameras see it and back, and gets the texture it lacks. UVs that painting has
+            trouble with are one line of the log (`uv_warning`).
         seed: of everything random.
         on_progress, cancelled, checkpoint: see `apfo.optimise`.
 
     Raises:
         ValueError: the size does not fit the model.
-        BadMesh: the texture size is out of range.
+        BadMesh: the texture size is out of range, or an atlas cannot be made.
     """
-    from .mesh.prepare import framed, paintable
+    from .mesh.prepare import framed, paintable, uv_warning
     from .scenes.mesh import MeshScene
 
     prior.latent_shape(stage.scene.size, stage.scene.size)
-    placed, back = framed(paintable(mesh, stage.texture_size) if stage.scene.needs_atlas else mesh)
+    if stage.scene.needs_atlas and not stage.unwrap and (warning := uv_warning(mesh)):
+        logging.warning("the mesh: %s", warning)
+    painted = stage.scene.needs_atlas or stage.unwrap
+    placed, back = framed(paintable(mesh, stage.texture_size, stage.unwrap) if painted else mesh)
     scene = MeshScene(placed, stage.scene, stage.views, seed=seed, device=_device(prior))
     shape, paint = (mesh.vertices, mesh.faces, mesh.uvs), (mesh.texture, mesh.normal_map, mesh.colours)
     checkpoint = _of(checkpoint, mesh=_digest(*shape, *paint))

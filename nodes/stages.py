@@ -161,6 +161,7 @@ class DreamFlowMeshTune(io.ComfyNode):
         mesh: Any,
         resolution: int,
         texture_size: int = 0,
+        unwrap: bool = MeshStage.unwrap,
         save_every: float = Checkpoint.every,
         cameras: ViewRange | None = None,
         guidance: GuidanceSettings | None = None,
@@ -168,7 +169,8 @@ class DreamFlowMeshTune(io.ComfyNode):
     ) -> io.NodeOutput:
         flow, scene = _split(others)
         settings = MeshSettings(size=resolution, **scene)
-        stage = MeshStage(scene=settings, texture_size=texture_size or None, **_how(cameras, guidance))
+        how = _how(cameras, guidance)
+        stage = MeshStage(scene=settings, texture_size=texture_size or None, unwrap=unwrap, **how)
         given = meshes.read(mesh)
         with torch.inference_mode(False):
             prior, schedule, seed = _prior(size=resolution, views=stage.views, **flow)
@@ -245,6 +247,14 @@ def _mesh_schema(node_id: str, display_name: str, description: str) -> io.Schema
             number(MeshSettings, "bending", 0.0, 1000.0, "Weight of the loss on sharp edges."),
             checkpoint_input(),
             *stage_inputs(),
+            # Workflows know widgets by their places: a new one comes last.
+            io.Boolean.Input(
+                "unwrap",
+                default=MeshStage.unwrap,
+                optional=True,
+                advanced=True,
+                tooltip="Make new UVs, on which no texel shows two places, and bake the texture into them.",
+            ),
         ],
         outputs=[
             io.Mesh.Output(display_name="MESH"),

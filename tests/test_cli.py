@@ -203,12 +203,13 @@ def test_a_field_goes_on_from_a_saved_one(made: Path, tmp_path: Path):
 def test_options_are_the_settings(tmp_path: Path):
     """What is given changes that setting of that stage alone; what is not keeps the preset's."""
     given = ["--tune-levels", "7", "--nerf-elevation", "-5", "50", "--refine-phi-rank", "3"]
-    given += ["--nerf-grid-levels", "4", "--extract-threshold", "2.5"]
+    given += ["--nerf-grid-levels", "4", "--extract-threshold", "2.5", "--tune-unwrap"]
     options = cli._parser().parse_args(["generate", "a cube", "--out", str(tmp_path), *given])
     preset = PRESETS["standard"]
     plan = read_settings(options, preset)
     assert plan.tune.schedule == replace(preset.tune.schedule, levels=7)
     assert plan.nerf.schedule == preset.nerf.schedule
+    assert plan.tune.stage.unwrap and not plan.refine.stage.unwrap
     assert plan.nerf.stage.views.elevation == (-5.0, 50.0)
     assert plan.nerf.stage.scene.grid.levels == 4 and plan.extract.threshold == 2.5
     assert plan.refine.stage.phi.rank == 3 and plan.nerf.stage.phi == preset.nerf.stage.phi

@@ -178,6 +178,44 @@ def test_smooth_textures_are_baked_without_loss(file: GltfFile, tmp_path: Path):
     assert differences(file.save(tmp_path)).max() < 0.01
 
 
+def checker(squares: int, side: int) -> np.ndarray:
+    light = np.indices((squares, squares)).sum(axis=0) % 2 == 0
+    picture = np.where(light[..., None], (230, 60, 20), (10, 90, 200)).astype(np.uint8)
+    return np.kron(picture, np.ones((side, side, 1), np.uint8))
+
+
+@pytest.mark.parametrize("repeats", [1, 2.5])
+def test_a_small_part_keeps_its_texels(repeats: float, file: GltfFile, tmp_path: Path, caplog):
+    """Beside a quad ten times as large whose texture has a sixteenth of its texels."""
+    small = uvs(file, file.quad(material=material(file, file.texture(checker(16, 16)))), repeats * np.array(UVS))
+    file.show(file.quad(material=material(file, file.texture(checker(4, 16)))), scale=[10] * 3)
+    file.show(small, translation=[9, 0, 0])
+    with caplog.at_level(logging.WARNING):
+        mesh = load_mesh(file.save(tmp_path))
+    size = len(mesh.texture)
+    assert f"several materials, so its colours are baked into a new atlas of {size} x {size}" in caplog.text
+    assert "resolution" not in caplog.text
+    of_large, of_small = np.linalg.norm(np.ptp(mesh.uvs[mesh.faces], axis=1), axis=1).reshape(2, 2) * size
+    assert of_large.min() > 64 and of_small.min() > 256 * repeats and size <= 512 * repeats
+    scene, weights = read_gltf(tmp_path / "a file.glb"), np.random.default_rng(0).dirichlet((1, 1, 1), 4000)
+    for number, part in enumerate(scene.parts):
+        faces = np.arange(4000) % 2
+        wanted = to_display(scene.base_colours(part, faces, weights)[:, :3])
+        apart = np.abs(colours(mesh, faces + 2 * number, weights) - wanted).max(axis=1)
+        # A quarter of the surface lies within a texel of the edge of a square, where a second sampling blurs.
+        assert np.quantile(apart, 0.75) < 0.01 and apart.mean() < 0.05
+
+
+def test_an_atlas_that_cannot_hold_all_texels_says_so(file: GltfFile, tmp_path: Path, monkeypatch, caplog):
+    monkeypatch.setattr(from_gltf, "_SIZES", (64, 128))
+    quad = file.quad(material=material(file, file.texture(checker(16, 16))))
+    file.show(uvs(file, quad, 1.5 * np.array(UVS)))
+    mesh, said = warnings(file, tmp_path, caplog)
+    assert mesh.texture.shape == (128, 128, 3)
+    # 384 texels a side become those that a square of 124 has room for.
+    assert "its UVs reach outside its texture" in said and "128 x 128, at 3" in said and "% of its textures'" in said
+
+
 @pytest.mark.parametrize("repeat", [False, True])
 def test_uvs_in_the_unit_square_are_kept(repeat: bool, file: GltfFile, tmp_path: Path):
     given = np.random.default_rng(0).random((4, 2)).astype(np.float32)

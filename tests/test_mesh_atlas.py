@@ -10,7 +10,7 @@ from dreamflow_core.mesh import topology
 from dreamflow_core.mesh.bake import bake, fill, sample_texture, surface_texels
 from dreamflow_core.mesh.extract import extract, simplify
 from dreamflow_core.mesh.mesh import BadMesh, Mesh
-from dreamflow_core.mesh.unwrap import unwrap
+from dreamflow_core.mesh.unwrap import unwrap, unwrap_at
 
 SIZE = 256
 
@@ -79,11 +79,23 @@ def test_charts_do_not_touch(flat: Mesh):
         assert ((here == next_to) | (here < 0) | (next_to < 0)).all()
 
 
+def rod(rings: int) -> trimesh.Trimesh:
+    """A thin tube of 24 sides, cut across into rings."""
+    turn, height = np.meshgrid(np.arange(24) / 12 * np.pi, np.linspace(-2, 2, rings + 1))
+    places = np.stack([0.02 * np.cos(turn), 0.02 * np.sin(turn), height], axis=-1).reshape(-1, 3)
+    number = np.arange(len(places)).reshape(turn.shape)
+    corners = [np.roll(number[up : rings + up], -right, axis=1) for up, right in ((0, 0), (0, 1), (1, 1), (1, 0))]
+    quads = np.stack(corners, axis=-1).reshape(-1, 4)
+    return trimesh.Trimesh(places, np.concatenate([quads[:, :3], quads[:, [0, 2, 3]]]), process=False)
+
+
 def shape(name: str) -> Mesh:
     rng = np.random.default_rng(0)
     balls = [trimesh.creation.icosphere(1, 0.1).apply_translation(place) for place in rng.normal(size=(30, 3))]
     made = {
         "thin": lambda: trimesh.creation.cylinder(0.02, 4, sections=24),
+        "rings": lambda: rod(60),
+        "three rings": lambda: rod(3),
         "long": lambda: trimesh.creation.box((8, 0.01, 0.01)).subdivide().subdivide(),
         "flat": lambda: trimesh.creation.box((2, 2, 0.001)).subdivide(),
         "round": lambda: trimesh.creation.icosphere(2),
@@ -93,7 +105,7 @@ def shape(name: str) -> Mesh:
 
 
 @pytest.mark.parametrize("padding", [1, 2, 4])
-@pytest.mark.parametrize("name", ["thin", "long", "flat", "round", "many parts"])
+@pytest.mark.parametrize("name", ["thin", "rings", "three rings", "long", "flat", "round", "many parts"])
 def test_the_gap_between_charts_is_kept(name: str, padding: int):
     size, step = 512, 1 / 4
     mesh = shape(name)
@@ -119,6 +131,39 @@ def test_the_gap_between_charts_is_kept(name: str, padding: int):
         if near.any():
             nearest, _ = cKDTree(own).query(others[near], distance_upper_bound=2 * padding + 2)
             assert nearest.min() > padding + step
+
+
+@pytest.mark.parametrize(("name", "least"), [("rings", 0.4), ("three rings", 0.2), ("thin", 0.045), ("long", 0.09)])
+def test_long_charts_use_their_atlas(name: str, least: float):
+    """Cut where there are edges to cut along. Laid along one side, they would fill 0.04 of it in all cases."""
+    flat, _ = unwrap(shape(name), 512)
+    assert (texels_under(flat.uvs, flat.faces, 512) > 0).mean() > least
+
+
+def density(mesh: Mesh, size: int) -> np.ndarray:
+    """Texels per unit of each face, (F,)."""
+    in_atlas = topology.face_areas(np.pad(mesh.uvs * size, ((0, 0), (0, 1))), mesh.faces)
+    return np.sqrt(in_atlas / topology.face_areas(mesh.vertices, mesh.faces))
+
+
+def test_faces_get_the_texels_that_are_asked_for():
+    """A large square that needs 80 texels a side, and a small one that needs 400."""
+    square = np.array([[0, 0, 0], [1, 0, 0], [1, 1, 0], [0, 1, 0]])
+    triangles = np.array([[0, 1, 2], [0, 2, 3]])
+    mesh = Mesh(np.concatenate([10 * square, 0.1 * square + [20, 0, 0]]), np.concatenate([triangles, triangles + 4]))
+    asked = np.repeat([8.0, 4000.0], 2)
+    flat, source, size, share = unwrap_at(mesh, asked, [256, 512, 1024, 2048])
+    assert np.array_equal(flat.vertices, mesh.vertices[source])
+    # What room is left goes to the large one.
+    large, small = density(flat, size).reshape(2, 2).mean(axis=1)
+    assert size == 512 and small == pytest.approx(4000, rel=0.01) and 8 <= large < 11 and share >= 1
+    flat, _, size, share = unwrap_at(mesh, asked, [2048])
+    large, small = density(flat, size).reshape(2, 2).mean(axis=1)
+    assert small == pytest.approx(4000, rel=0.01) and large > 80 and share >= 1
+    # Of 480 texels side by side the atlas has 124, and both get as large a share of theirs.
+    flat, _, size, share = unwrap_at(mesh, asked, [64, 128])
+    assert size == 128 and 0.2 < share < 124 / 480
+    assert density(flat, size) / asked == pytest.approx(share, rel=0.1)
 
 
 def test_charts_that_are_many_fill_the_atlas_they_were_asked_for():
@@ -198,6 +243,8 @@ def test_sampling_reads_texel_centres_and_the_middle_between_them():
 def test_bad_settings_are_one_clear_error(closed: Mesh, flat: Mesh):
     with pytest.raises(BadMesh, match="texture size is 8"):
         unwrap(closed, 8)
+    with pytest.raises(BadMesh, match="no face of the mesh has an area"):
+        unwrap(Mesh([[0, 0, 0], [1, 0, 0], [2, 0, 0]], [[0, 1, 2]]), SIZE)
     with pytest.raises(BadMesh, match="no UVs"):
         bake(closed, SIZE, lambda points, _: colour(points))
     with pytest.raises(BadMesh, match="texture contain NaN"):

@@ -24,7 +24,7 @@ _NAMED = ("phi", "grid", "nerf", "extract", "tune", "refine", "turntable")
 def add_settings(
     parser: argparse.ArgumentParser, *variants: Any, prefix: str = "", shown: Mapping[str, str] | None = None
 ) -> None:
-    """An option for every number and word in some settings.
+    """An option for every number, word and switch in some settings.
 
     Args:
         variants: settings of one type, whose values the help shows as defaults. An option that is not
@@ -67,7 +67,9 @@ def _inner(prefix: str, name: str) -> str:
 
 
 def _form(hint: Any) -> dict[str, Any]:
-    """How argparse reads a value of a type: a number, a word, one of them or None, or a range."""
+    """How argparse reads a value of a type: a number, a word, one of them or None, a range, or yes by being there."""
+    if hint is bool:
+        return {"action": "store_true"}
     if get_origin(hint) is tuple:
         return {"type": get_args(hint)[0], "nargs": 2, "metavar": ("LOW", "HIGH")}
     if isinstance(hint, UnionType):

@@ -154,7 +154,7 @@ def _baked(scene: Scene, mesh: Mesh) -> tuple[Mesh, str]:
     """The mesh with an atlas of its own, into which all parts are baked, and a sentence about it."""
     flat, _, size, share = unwrap_at(mesh, _density(scene), _SIZES)
     texels = surface_texels(flat, size)
-    detail = "" if share >= 1 else f", which holds 1 of {1 / share:.2g} of their texels each way"
+    detail = "" if share >= 1 else f", at {share:.0%} of its textures' resolution"
     sentence = f"{_why_baked(scene)}, so its colours are baked into a new atlas of {size} x {size}{detail}"
     return replace(flat, texture=fill(texels, to_display(baked(scene, texels)[:, :3]))), sentence
 

@@ -77,9 +77,20 @@ def bend(normal: Tensor, tangent: Tensor, slopes: Tensor) -> Tensor:
         tangent: (P, 4) as `vertex_tangents` gives it, interpolated.
         slopes: (P, 2).
     """
-    along = _perpendicular(tangent[:, :3], normal)
-    bitangent = tangent[:, 3:].sign() * torch.linalg.cross(normal, along)
+    along, bitangent = _axes(normal, tangent)
     return F.normalize(normal + slopes[:, :1] * along + slopes[:, 1:] * bitangent, dim=1)
+
+
+def slopes_of(bent: Tensor, normal: Tensor, tangent: Tensor) -> Tensor:
+    """The slopes (P, 2) by which `bend` turns smooth normals into bent ones (P, 3)."""
+    along, bitangent = _axes(normal, tangent)
+    x, y, z = ((bent * axis).sum(1) for axis in (along, bitangent, normal))
+    return torch.stack([x, y], dim=1) / z[:, None].clamp_min(_LEAST_Z)
+
+
+def _axes(normal: Tensor, tangent: Tensor) -> tuple[Tensor, Tensor]:
+    along = _perpendicular(tangent[:, :3], normal)
+    return along, tangent[:, 3:].sign() * torch.linalg.cross(normal, along)
 
 
 def _perpendicular(tangent: Tensor, normal: Tensor) -> Tensor:

@@ -42,8 +42,8 @@ _MOST_NAMES = 5
 def read_ply(path: Path) -> Scene:
     """Read a PLY file. Vertices are in the file's order, and are split where UVs or colours of faces part.
 
-    Colours of vertices come before those of faces, unless all are white. Where faces show a picture they have no other colours: in PLY files
-    these record the same look once more, and are no factor.
+    Colours of vertices come before those of faces, unless all are white. Where faces show a picture they have no other
+    colours: in PLY files these record the same look once more, and are no factor.
 
     Raises:
         BadFile: the file is missing or broken, or shows no triangles; one line says what.

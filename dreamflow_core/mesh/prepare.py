@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
+import torch
 
-from .bake import fill, sample_texture, surface_texels
-from .mesh import BadMesh, Mesh
-from .unwrap import unwrap
+from . import topology
+from .bake import Texels, fill, sample_texture, surface_texels
+from .colours import to_display, to_linear
+from .mesh import BadMesh, Floats, Ints, Mesh
+from .normal_map import bend, slopes_of, tangents, to_normal_map, to_slopes
+from .unwrap import MOST_TEXTURE, unwrap
 
 TEXTURE_SIZE = 512
 """Side of the texture of a mesh that brings none."""
@@ -19,29 +24,118 @@ _REACH = 0.9
 """How far from the origin a mesh that was moved reaches."""
 _LEAST_REACH = 0.5
 """A smaller mesh is enlarged."""
+_SURVEY = 720
+"""Side in texels of the square on which it is found how UVs overlap."""
+_SHARED = 0.01
+"""Less than this share of UVs that overlap, or of a surface without UVs of its own, is not worth a word."""
+
+_SEVERAL = "so texels there are painted from several places; unwrap (--unwrap) makes new UVs"
 
 
-def paintable(mesh: Mesh, size: int | None = None) -> Mesh:
+def paintable(mesh: Mesh, size: int | None = None, new_uvs: bool = False) -> Mesh:
     """The mesh with UVs and a texture.
 
-    UVs are made where there are none; vertex colours become the texture of a mesh without one, and a bare
-    mesh becomes grey. A smaller texture is enlarged to `size`.
+    UVs are made where there are none or none with an area; vertex colours become the texture of a mesh without one,
+    and a bare mesh becomes grey. A smaller texture is enlarged to `size`. A mesh that has UVs keeps them to the bit,
+    unless new ones are asked for: then its texture and normal map are baked into a new atlas.
 
     Args:
-        size: side of the texture; None keeps the mesh's own, or makes one of `TEXTURE_SIZE`.
+        size: side of the texture; None keeps the mesh's own, or makes one of `TEXTURE_SIZE`. New atlases are at
+            least that large without it.
+        new_uvs: make them also where there are some.
 
     Raises:
-        BadMesh: the size is out of range.
+        BadMesh: the size is out of range, or an atlas cannot be made (`unwrap`).
     """
+    if mesh.uvs is None or new_uvs or _without_area(mesh):
+        mesh = _unwrapped(mesh, size or _side(mesh))
     if mesh.texture is None:
         side = size or TEXTURE_SIZE
-        flat = mesh if mesh.uvs is not None else unwrap(mesh, side)[0]
-        colours = np.full_like(flat.vertices, BARE) if flat.colours is None else flat.colours
-        texels = surface_texels(flat, side)
-        return replace(flat, texture=fill(texels, texels.interpolate(colours, flat.faces)))
+        colours = np.full_like(mesh.vertices, BARE) if mesh.colours is None else mesh.colours
+        texels = surface_texels(mesh, side)
+        # Viewers interpolate vertex colours as light.
+        light = texels.interpolate(to_linear(colours), mesh.faces)
+        return replace(mesh, texture=fill(texels, to_display(light)))
     if size is not None and max(mesh.texture.shape[:2]) < size:
         return replace(mesh, texture=_enlarged(mesh.texture, size, mesh.repeats))
     return mesh
+
+
+def uv_warning(mesh: Mesh) -> str | None:
+    """What painting on the UVs of a mesh leads to, if they are not the usual ones, a sentence; None if they are.
+
+    Usual UVs lie in the unit square, each face beside the others.
+    """
+    if mesh.uvs is None:
+        return None
+    if _without_area(mesh):
+        return "its UVs have no area, so a new atlas is made"
+    if mesh.uvs.min() < 0 or mesh.uvs.max() > 1:
+        return f"its UVs reach outside the texture, which repeats there, {_SEVERAL}"
+    if (shared := _shared(mesh)) > _SHARED:
+        return f"{shared:.0%} of its UVs lie on others, {_SEVERAL}"
+    surface = topology.face_areas(mesh.vertices, mesh.faces)
+    without = surface[_uv_areas(mesh) == 0].sum() / (surface.sum() or 1)
+    if without > _SHARED:
+        return f"the UVs of {without:.0%} of its surface have no area, {_SEVERAL}"
+    return None
+
+
+def _uv_areas(mesh: Mesh) -> Floats:
+    """Of the faces in the unit square, (F,)."""
+    assert mesh.uvs is not None
+    return topology.face_areas(np.pad(mesh.uvs, ((0, 0), (0, 1))), mesh.faces)
+
+
+def _shared(mesh: Mesh) -> float:
+    """About the share of the area of UVs in the unit square that lies under other faces."""
+    assert mesh.uvs is not None
+    # At an odd angle, so that charts do not end on lines of texels.
+    cos, sin = math.cos(1), math.sin(1)
+    turned = replace(mesh, uvs=(mesh.uvs - 0.5) @ np.array([[cos, sin], [-sin, cos]]) / (cos + sin) + 0.5)
+    # A texel counts once, however many faces cover it.
+    covered = surface_texels(turned, _SURVEY).inside.sum() / _SURVEY**2
+    return float(1 - covered / _uv_areas(turned).sum())
+
+
+def _without_area(mesh: Mesh) -> bool:
+    """Whether UVs all lie at a few points: together they are smaller than a texel."""
+    return bool(_uv_areas(mesh).sum() * TEXTURE_SIZE**2 < 1)
+
+
+def _side(mesh: Mesh) -> int:
+    """Of a new atlas, from the pictures that it is to hold."""
+    sides = (max(image.shape[:2]) for image in (mesh.texture, mesh.normal_map) if image is not None)
+    return min(max(TEXTURE_SIZE, *sides, 0), MOST_TEXTURE)
+
+
+def _unwrapped(mesh: Mesh, size: int) -> Mesh:
+    """The mesh with a new atlas, and with its texture and normal map, if it has them, in it."""
+    flat, split_from = unwrap(mesh, size)
+    if mesh.texture is None and mesh.normal_map is None:
+        return flat
+    assert mesh.uvs is not None
+    texels = surface_texels(flat, size)
+    uvs = texels.interpolate(mesh.uvs[split_from], flat.faces)
+    texture = None if mesh.texture is None else fill(texels, sample_texture(mesh.texture, uvs, mesh.repeats))
+    if mesh.normal_map is None:
+        return replace(flat, texture=texture)
+    slopes = _turned_slopes(mesh, flat, split_from, texels, sample_texture(mesh.normal_map, uvs, mesh.repeats))
+    return replace(flat, texture=texture, normal_map=fill(texels, to_normal_map(slopes).numpy()))
+
+
+def _turned_slopes(mesh: Mesh, flat: Mesh, split_from: Ints, texels: Texels, normals: Floats) -> torch.Tensor:
+    """Slopes (T, 2) in the tangent space of the new UVs, of texels (T, 3) of a normal map that was drawn in the old."""
+    smooth = topology.vertex_normals(mesh.vertices, mesh.faces) if mesh.normals is None else mesh.normals
+
+    def at_texels(values: Floats) -> torch.Tensor:
+        return torch.from_numpy(texels.interpolate(values, flat.faces))
+
+    before = tangents(replace(mesh, normals=smooth))[split_from]
+    after = tangents(replace(flat, normals=smooth[split_from]))
+    normal = torch.nn.functional.normalize(at_texels(smooth[split_from]), dim=1)
+    bent = bend(normal, at_texels(before), to_slopes(torch.from_numpy(normals)))
+    return slopes_of(bent, normal, at_texels(after))
 
 
 def _enlarged(texture: np.ndarray, size: int, repeats: tuple[bool, bool]) -> np.ndarray:

@@ -78,15 +78,11 @@ def unwrap_at(mesh: Mesh, density: Floats, sizes: Sequence[int], padding: int = 
     for size in sizes:
         check_texture_size(size)
     charts = _charts(mesh, density)
-    for size in sizes:
-        side = size - 2 * padding
-        if size < sizes[-1] and _guess(charts, side, padding) * _CLOSE < 1:
-            continue
-        if (packed := _packed(charts, side, padding)) and (packed[1] >= 1 or size == sizes[-1]):
-            break
+    size = next((size for size in sizes[:-1] if _holds(charts, size - 2 * padding, padding)), sizes[-1])
+    packed = _packed(charts, size - 2 * padding, padding)
     if packed is None:
         raise BadMesh(
-            f"the mesh's surface is cut into {len(charts.areas)} charts, too many for a texture of {size} x {size}"
+            f"the mesh's surface is cut into {len(charts.density)} charts, too many for a texture of {size} x {size}"
         )
     places, share = packed
     split_from = charts.split_from
@@ -288,6 +284,13 @@ def _bounds(charts: _Charts, side: int) -> tuple[float, float]:
     least_shares = charts.density.min() / charts.density
     filled, more = (math.sqrt(area.sum()) or 1.0 for area in (charts.areas, charts.areas * least_shares**2))
     return _LEAST_SCALE * side / filled, side / more
+
+
+def _holds(charts: _Charts, side: int, padding: int) -> bool:
+    """Whether a square has room for all texels that are asked for."""
+    if charts.areas.sum() > side**2 or charts.extents.max() > side - 1:
+        return False
+    return bool(_pack(charts, 1.0, side, padding).atlas_count <= 1)
 
 
 def _packed(charts: _Charts, side: int, padding: int) -> tuple[Floats, float] | None:

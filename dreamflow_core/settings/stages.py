@@ -148,10 +148,13 @@ class MeshStage(Stage):
     Attributes:
         texture_size: side of the texture that a mesh without one gets; a smaller one is enlarged to it.
             None keeps a texture as it is.
+        unwrap: give the mesh new UVs, on which no texel shows two places, and bake its texture and normal map into
+            them. Otherwise it keeps those that it has, to the bit.
     """
 
     scene: MeshSettings = field(default_factory=MeshSettings)
     texture_size: int | None = None
+    unwrap: bool = False
 
 
 @dataclass(frozen=True)

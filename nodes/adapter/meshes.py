@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import comfy.model_management
+import numpy as np
 import torch
 from comfy_api.latest import Types, io
 from torch import Tensor
@@ -126,7 +127,8 @@ def changed(source: Any, before: Mesh, after: Mesh, moved: bool) -> Any:
         moved: whether the stage moves vertices.
     """
     made = to_comfy(after)
-    if isinstance(source, Types.File3D) or len(before.vertices) != len(after.vertices):
+    new_uvs = after.uvs is not None and (before.uvs is None or not np.array_equal(before.uvs, after.uvs))
+    if isinstance(source, Types.File3D) or new_uvs or not np.array_equal(before.faces, after.faces):
         # With new UVs, maps that were drawn for others would not fit.
         return made
     kept = copy.copy(source)

@@ -23,6 +23,7 @@ from helpers import close, same
 from pack.dreamflow_core.cameras import VIEW_NAMES, orbit, view_name
 from pack.dreamflow_core.mesh.gltf_document import Document
 from pack.dreamflow_core.mesh.mesh import BadMesh, Mesh
+from pack.dreamflow_core.mesh.prepare import uv_warning
 from pack.dreamflow_core.settings.cameras import ViewRange
 from pack.dreamflow_core.state import BadFile
 from pack.nodes.adapter import meshes, resume, running
@@ -158,6 +159,43 @@ def check_a_file_keeps_what_a_stage_did_not_change():
     mesh = meshes.read(source)
     theirs, ours = MeshToFile3D.execute(source)[0], meshes.to_file(mesh, source)
     assert ours.get_data().getvalue() == theirs.get_data().getvalue()
+
+
+def check_new_uvs_come_with_their_vertices():
+    """Also where there are as many vertices as before, in another order."""
+    source = meshes.to_comfy(replace(textured(), normals=None))
+    source.material = {"roughness_factor": 0.3}
+    before = meshes.read(source)
+    order = np.array([2, 3, 1, 0])
+    after = replace(
+        before, vertices=before.vertices[order], faces=np.argsort(order)[before.faces], uvs=before.uvs[order] / 2
+    )
+    equal(meshes.read(meshes.changed(source, before, after, moved=False)), after)
+
+
+def check_the_texture_is_baked_into_new_uvs_if_asked():
+    """Two triangles that lie on one place of the texture."""
+    uvs = np.tile([[0.1, 0.1], [0.9, 0.1], [0.1, 0.9]], (2, 1))
+    corners = np.array([[0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 0, 1], [0, 1, 1]])
+    mesh = Mesh(corners - 0.3, [[0, 1, 2], [3, 4, 5]], uvs=uvs, texture=np.full((64, 64, 3), 0.5))
+    model, (positive, negative) = tiny.model("sd1"), tiny.texts("sd1")
+    (sigmas,) = DreamFlowScheduler.execute(model, {"range": "own", "start": 0.8, "end": 0.2}, 2).args
+    flow = {"model": model, "positive": positive, "negative": negative, "vae": tiny.vae(), "sigmas": sigmas}
+    how = {"optimise": "texture", "resolution": 64, "seed": 1, "cfg": 2.0, "iterations": 1}
+    for unwrap in (False, True):
+        with own_user_folder():
+            node = in_a_graph(DreamFlowMeshTune)
+            given = {"mesh": meshes.to_comfy(mesh), "cameras": ViewRange(views=1), "texture_size": 64}
+            made, *_ = node.execute(**flow, **how, **given, unwrap=unwrap).args
+        assert made.texture.shape == (1, 64, 64, 3)
+        assert meshes.read(made).uvs.tolist() == mesh.uvs.tolist() or unwrap
+        assert (uv_warning(meshes.read(made)) is None) == unwrap
+
+
+def check_a_new_widget_is_the_last_and_may_be_left_out():
+    for node in (DreamFlowMeshTune, DreamFlowMeshRefine):
+        *_, last = node.define_schema().inputs
+        assert last.id == "unwrap" and last.optional and last.advanced and last.default is False
 
 
 def check_a_viewers_camera_looks_where_it_should():
