@@ -78,7 +78,7 @@ class ThreeJs:
         Raises:
             RuntimeError: three.js cannot read the file.
         """
-        centre, scale = _frame(mesh)
+        centre, scale = framing(mesh)
         # Never the same address twice: browsers keep what they had from one.
         self._drawn += 1
         self._folders[f"mesh-{self._drawn}"] = path.parent.absolute()
@@ -115,7 +115,7 @@ def psnr(one: Tensor, other: Tensor) -> float:
     return float(-10 * (one - other).square().mean().clamp_min(1e-10).log10())
 
 
-def _frame(mesh: Mesh) -> tuple[np.ndarray, float]:
+def framing(mesh: Mesh) -> tuple[np.ndarray, float]:
     """The point (3,) that `framed` moves to the origin, and the scale after that."""
     used = np.unique(mesh.faces)
     before, after = (m.vertices[used].astype(np.float64) for m in (mesh, framed(mesh)[0]))
