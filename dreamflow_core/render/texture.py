@@ -45,12 +45,25 @@ def sample(levels: Sequence[Tensor], uv: Tensor, view: Tensor, footprint: Tensor
         footprint: (P, 2, 2) change of u and v (rows) over one pixel to the right and one down (columns), as
             `raster.footprint` gives it; None uses the first level alone.
     """
-    shared = len(levels[0]) == 1
     table = torch.cat([level.reshape(-1, level.shape[-1]) for level in levels])
-    sizes = torch.tensor([level.shape[1:3] for level in levels], device=uv.device)
-    texels = torch.tensor([level.shape[:3].numel() for level in levels], device=uv.device)
+    rows, weights = lookup([level.shape for level in levels], uv, view, footprint)
+    values = table.index_select(0, rows.view(-1)).view(*rows.shape, table.shape[1])
+    return (values * weights[:, :, None]).sum(0)
+
+
+def lookup(
+    levels: Sequence[torch.Size], uv: Tensor, view: Tensor, footprint: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """The texels that `sample` adds up for each pixel, by their shapes alone; its arguments otherwise.
+
+    Returns:
+        Rows (K, P) of the table of all levels' texels, one level after the other, and their weights (K, P),
+        differentiable in `uv`.
+    """
+    sizes = torch.tensor([shape[1:3] for shape in levels], device=uv.device)
+    texels = torch.tensor([shape[:3].numel() for shape in levels], device=uv.device)
     firsts = texels.cumsum(0) - texels
-    texture = torch.zeros_like(view) if shared else view
+    texture = torch.zeros_like(view) if levels[0][0] == 1 else view
 
     def corners(level: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:
         """Rows of the table around each point in its level, and their weights, each (4, P)."""
@@ -66,15 +79,13 @@ def sample(levels: Sequence[Tensor], uv: Tensor, view: Tensor, footprint: Tensor
         return torch.stack(rows), torch.stack(weights)
 
     if footprint is None:
-        rows, weights = corners(torch.zeros_like(view), torch.ones_like(uv[:, 0]))
-    else:
-        level = _level(footprint, sizes)
-        fine = level.floor().long()
-        coarse = (fine + 1).clamp(max=len(levels) - 1)
-        both = corners(fine, 1 - (level - fine)), corners(coarse, level - fine)
-        rows, weights = (torch.cat(parts) for parts in zip(*both))
-    values = table.index_select(0, rows.view(-1)).view(*rows.shape, table.shape[1])
-    return (values * weights[:, :, None]).sum(0)
+        return corners(torch.zeros_like(view), torch.ones_like(uv[:, 0]))
+    level = _level(footprint, sizes)
+    fine = level.floor().long()
+    coarse = (fine + 1).clamp(max=len(levels) - 1)
+    both = corners(fine, 1 - (level - fine)), corners(coarse, level - fine)
+    rows, weights = (torch.cat(parts) for parts in zip(*both))
+    return rows, weights
 
 
 def _level(footprint: Tensor, sizes: Tensor) -> Tensor:
