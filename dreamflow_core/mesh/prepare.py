@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from .bake import fill, sample_texture, surface_texels
+from .bake import paint, resized
 from .mesh import BadMesh, Mesh
 from .unwrap import unwrap
 
@@ -37,18 +37,11 @@ def paintable(mesh: Mesh, size: int | None = None) -> Mesh:
         side = size or TEXTURE_SIZE
         flat = mesh if mesh.uvs is not None else unwrap(mesh, side)[0]
         colours = np.full_like(flat.vertices, BARE) if flat.colours is None else flat.colours
-        texels = surface_texels(flat, side)
-        return replace(flat, texture=fill(texels, texels.interpolate(colours, flat.faces)))
+        return replace(flat, texture=paint(flat, side, lambda texels: texels.interpolate(colours, flat.faces)))
     if size is not None and max(mesh.texture.shape[:2]) < size:
-        return replace(mesh, texture=_enlarged(mesh.texture, size))
+        scale = size / max(mesh.texture.shape[:2])
+        return replace(mesh, texture=resized(mesh.texture, *(round(side * scale) for side in mesh.texture.shape[:2])))
     return mesh
-
-
-def _enlarged(texture: np.ndarray, size: int) -> np.ndarray:
-    scale = size / max(texture.shape[:2])
-    rows, columns = (round(side * scale) for side in texture.shape[:2])
-    v, u = np.meshgrid((np.arange(rows) + 0.5) / rows, (np.arange(columns) + 0.5) / columns, indexing="ij")
-    return sample_texture(texture, np.stack([u, v], axis=-1).astype(np.float32))
 
 
 def framed(mesh: Mesh) -> tuple[Mesh, Callable[[Mesh], Mesh]]:
