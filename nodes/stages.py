@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..dreamflow_core.apfo import Checkpoint
 from ..dreamflow_core.pipeline import extract_mesh, optimise_mesh, optimise_nerf, turntable
+from ..dreamflow_core.preparing import listening
 from ..dreamflow_core.prior import Look
 from ..dreamflow_core.schedule import Schedule
 from ..dreamflow_core.settings.cameras import ViewRange
@@ -23,7 +24,7 @@ from .adapter import meshes
 from .adapter.conditioning import Conditioning
 from .adapter.levels import native_schedule
 from .adapter.prior import ComfyPrior
-from .adapter.running import HIDDEN, run
+from .adapter.running import HIDDEN, Preparations, run
 from .sockets import GuidanceSettings, NeRF
 from .widgets import checkpoint_input, choice, flow_inputs, number, prior_inputs, stage_inputs
 
@@ -140,7 +141,8 @@ class DreamFlowMeshExtract(io.ComfyNode):
     def execute(cls, nerf: NeRFScene, threshold: float, **settings: int) -> io.NodeOutput:
         from ..dreamflow_core.mesh.topology import vertex_normals
 
-        mesh = extract_mesh(nerf, ExtractSettings(threshold=threshold or None, **settings))
+        with listening(Preparations()):
+            mesh = extract_mesh(nerf, ExtractSettings(threshold=threshold or None, **settings))
         # Without normals viewers shade every triangle flat.
         normals = vertex_normals(mesh.vertices, mesh.faces)
         return io.NodeOutput(meshes.to_comfy(replace(mesh, normals=normals)))

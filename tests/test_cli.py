@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import trimesh
 from PIL import Image
 
 from dreamflow_core import cli
@@ -77,6 +78,19 @@ def test_progress_is_whole_lines_where_no_terminal_is(tmp_path: Path, seconds: f
     sigmas = [float(line[3]) for line in lines]
     assert sigmas == sorted(sigmas, reverse=True)
     assert [(line[4], line[6]) for line in lines] == [("", " left")] * (len(steps) - 1) + [("done in ", "")]
+
+
+def test_long_preparations_show_themselves(tmp_path: Path):
+    """A line for everything that takes time before the first iteration, whenever enough of it has passed."""
+    mesh = trimesh.creation.icosphere(1, 0.7)
+    mesh.export(tmp_path / "sphere.ply")
+    arguments = ["refine", tmp_path / "sphere.ply", "a cube", "--out", tmp_path / "out", "--texture-size", "64", *FEW]
+    program = [sys.executable, "-c", WITH_LINES.format(1e-9)]
+    done = subprocess.run([*program, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True, check=True)
+    lines = done.stderr.splitlines()
+    work = ("finding what each texel shows", "painting the texture", "surveying the texture from all sides")
+    places = [lines.index(f"refine: {what}, 100%") for what in work]
+    assert places == sorted(places) and "refine: step 2 of 4" in done.stderr[done.stderr.index(lines[places[-1]]) :]
 
 
 def test_a_terminal_gets_a_bar(tmp_path: Path):

@@ -10,6 +10,8 @@ ON_THE_CPU = {
     "dreamflow_core/schedule.py": {"timestep_range", "log_uniform", "karras"},
     "dreamflow_core/parameterisation.py": {"_discrete", "time_of", "sigma_at"},
     "dreamflow_core/mesh/precondition.py": {"parameters", "solve"},
+    # Names of PLY's types.
+    "dreamflow_core/mesh/ply_document.py": {""},
     # A check of what it was given.
     "dreamflow_core/render/raster.py": {"visible"},
 }

@@ -7,7 +7,7 @@ from mesh_fields import EXTENT, distances, soft_grid
 from scipy.spatial import cKDTree
 
 from dreamflow_core.mesh import topology
-from dreamflow_core.mesh.bake import bake, fill, sample_texture, surface_texels
+from dreamflow_core.mesh.bake import bake, fill, nearest, paint, sample_texture, surface_indices, surface_texels
 from dreamflow_core.mesh.extract import extract, simplify
 from dreamflow_core.mesh.mesh import BadMesh, Mesh
 from dreamflow_core.mesh.unwrap import unwrap, unwrap_at
@@ -231,6 +231,84 @@ def test_padding_reaches_everywhere(flat: Mesh):
     assert np.abs(fill(texels, np.tile(one, (len(texels.index), 1))) - one).max() < 1e-6
 
 
+def loose(uvs: np.ndarray) -> Mesh:
+    """Triangles (F, 3, 2) that share no vertices, anywhere in space."""
+    places = np.random.default_rng(1).random((uvs.size // 2, 3))
+    return Mesh(places, np.arange(len(places)).reshape(-1, 3), uvs=uvs.reshape(-1, 2))
+
+
+def uvs_of(name: str) -> np.ndarray:
+    rng = np.random.default_rng(0)
+    any_place = rng.random((12, 3, 2))
+    return {
+        "overlapping": lambda: any_place,
+        "beyond the square": lambda: 4 * any_place - 1.5,
+        "corners on texel centres": lambda: (np.floor(any_place * 24) + 0.5) / 24,
+        "smaller than a texel": lambda: any_place[:, :1] + rng.random((12, 3, 2)) / 60,
+        "slivers and points": lambda: np.stack(
+            [any_place[:, 0], any_place[:, 0], any_place[:, 1] * (np.arange(12) % 2)[:, None]], 1
+        ),
+    }[name]()
+
+
+def barycentric(triangle: np.ndarray, point: np.ndarray) -> np.ndarray:
+    """By solving for them; never inside a triangle without an area."""
+    system = np.vstack([triangle.T, np.ones(3)])
+    return np.linalg.solve(system, [*point, 1]) if abs(np.linalg.det(system)) > 1e-9 else np.full(3, -1.0)
+
+
+def to_edge(begin: np.ndarray, end: np.ndarray, point: np.ndarray) -> float:
+    """Distance of a point from a line between two."""
+    length = ((end - begin) ** 2).sum()
+    along = np.clip((point - begin) @ (end - begin) / length, 0, 1) if length > 0 else 0.0
+    return float(np.linalg.norm(begin + along * (end - begin) - point))
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["overlapping", "beyond the square", "corners on texel centres", "smaller than a texel", "slivers and points"],
+)
+def test_surface_texels_are_those_found_one_by_one(name: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("dreamflow_core.mesh.bake._TOGETHER", 50)
+    monkeypatch.setattr("dreamflow_core.mesh.bake._CHUNK", 30)
+    size, mesh = 24, loose(uvs_of(name))
+    triangles = mesh.uvs.astype(np.float64)[mesh.faces] * size - 0.5
+    inside, rim = {}, {}
+    for index in range(size * size):
+        point = np.array([index % size, index // size], float)
+        faces = [face for face, corners in enumerate(triangles) if barycentric(corners, point).min() >= -1e-6]
+        edges = [
+            (a, b) for corners in triangles for a, b in zip(corners, np.roll(corners, -1, axis=0)) if (a != b).any()
+        ]
+        distance = min(to_edge(*edge, point) for edge in edges)
+        if faces:
+            inside[index] = faces[0]
+        elif distance < 1.5:
+            rim[index] = distance
+    texels = surface_texels(mesh, size)
+    assert texels.index.tolist() == [*inside, *rim] == surface_indices(mesh, size).tolist()
+    assert texels.face[texels.inside].tolist() == list(inside.values())
+    centres = np.stack([texels.index % size, texels.index // size], axis=-1)
+    shown = texels.interpolate(mesh.uvs.astype(np.float64), mesh.faces) * size - 0.5
+    assert np.abs(shown - centres)[texels.inside].max(initial=0) < 1e-3
+    off = np.linalg.norm(shown - centres, axis=1)[~texels.inside]
+    np.testing.assert_allclose(off, list(rim.values()), atol=1e-3)
+    colours = texels.interpolate(mesh.vertices, mesh.faces)
+    painted = paint(mesh, size, lambda some: some.interpolate(mesh.vertices, mesh.faces))
+    np.testing.assert_array_equal(painted, fill(texels, colours))
+    np.testing.assert_array_equal(painted.reshape(-1, 3)[texels.index], np.clip(colours, 0, 1))
+
+
+def test_the_nearest_texel_is_the_nearest():
+    chosen = np.random.default_rng(0).random((17, 23)) < 0.05
+    places, all_texels = np.argwhere(chosen), np.indices(chosen.shape).reshape(2, -1).T
+    index = nearest(chosen)
+    assert index.dtype == np.int32 and chosen.reshape(-1)[index].all()
+    distance = np.linalg.norm(all_texels - np.stack(np.divmod(index, 23), axis=-1), axis=1)
+    least = np.linalg.norm(all_texels[:, None] - places, axis=2).min(axis=1)
+    np.testing.assert_allclose(distance, least)
+
+
 def test_sampling_reads_texel_centres_and_the_middle_between_them():
     texture = np.random.default_rng(0).random((4, 6, 3)).astype(np.float32)
     assert sample_texture(texture, np.array([[1.5 / 6, 2.5 / 4]])) == pytest.approx(texture[2, 1][None])
@@ -245,6 +323,8 @@ def test_bad_settings_are_one_clear_error(closed: Mesh, flat: Mesh):
         unwrap(closed, 8)
     with pytest.raises(BadMesh, match="no face of the mesh has an area"):
         unwrap(Mesh([[0, 0, 0], [1, 0, 0], [2, 0, 0]], [[0, 1, 2]]), SIZE)
+    with pytest.raises(BadMesh, match="UVs cover nothing"):
+        surface_texels(Mesh(flat.vertices, flat.faces, uvs=np.zeros_like(flat.uvs)), SIZE)
     with pytest.raises(BadMesh, match="no UVs"):
         bake(closed, SIZE, lambda points, _: colour(points))
     with pytest.raises(BadMesh, match="texture contain NaN"):

@@ -18,6 +18,7 @@ import torch
 from tqdm import tqdm
 
 from ..apfo import Checkpoint, Progress
+from ..preparing import listening
 from ..state import BadFile, is_state, reading, write_bytes
 
 R = TypeVar("R")
@@ -71,7 +72,7 @@ class Run:
             job: what the stage is; a saved state of another is refused.
         """
         checkpoint = Checkpoint(self.states / (name + _STATE), job, self.save_every, self.resume)
-        with _stop_on_interrupt() as stopped, _Reporter(name) as reporter:
+        with _stop_on_interrupt() as stopped, _Reporter(name) as reporter, _preparations(name):
             result = function(on_progress=reporter.update, cancelled=stopped, checkpoint=checkpoint)
         # A stage that was finished before it was resumed takes no time now.
         self.seconds[name] = reporter.seconds or self.seconds.get(name, {})
@@ -80,7 +81,8 @@ class Run:
     def timed(self, name: str, function: Callable[[], R]) -> R:
         """Call a function that just takes its time; times under one name add up."""
         start = time.perf_counter()
-        result = function()
+        with _preparations(name):
+            result = function()
         before = self.seconds.get(name, {}).get("all", 0.0)
         self.seconds[name] = {"all": before + time.perf_counter() - start}
         return result
@@ -156,6 +158,33 @@ def _stop_on_interrupt() -> Iterator[Callable[[], bool]]:
         yield lambda: bool(asked)
     finally:
         signal.signal(signal.SIGINT, previous)
+
+
+@contextmanager
+def _preparations(name: str) -> Iterator[None]:
+    """Inside, what is tracked shows on standard error: bars on a terminal, elsewhere a line every `LINE_EVERY`."""
+    bars: dict[str, tqdm] = {}
+    line = time.monotonic()
+
+    def show(what: str, share: float) -> None:
+        nonlocal line
+        if what not in bars:
+            bar_format = f"{name}, {what}: {{percentage:3.0f}}%|{{bar}}| {{elapsed}}"
+            bars[what] = tqdm(total=100, bar_format=bar_format, file=sys.stderr, leave=False, disable=None)
+        bar = bars[what]
+        bar.update(100 * share - bar.n)
+        if bar.disable and time.monotonic() - line >= LINE_EVERY:
+            line = time.monotonic()
+            print(f"{name}: {what}, {share:.0%}", file=sys.stderr, flush=True)
+        if share == 1:
+            bars.pop(what).close()
+
+    try:
+        with listening(show):
+            yield
+    finally:
+        for bar in bars.values():
+            bar.close()
 
 
 class _Reporter:

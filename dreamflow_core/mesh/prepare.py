@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from . import topology
-from .bake import Texels, fill, sample_texture, surface_texels
+from .bake import Texels, fill, paint, resized, sample_texture, surface_texels
 from .colours import to_display, to_linear
 from .mesh import BadMesh, Floats, Ints, Mesh
 from .normal_map import bend, slopes_of, tangents, to_normal_map, to_slopes
@@ -52,12 +52,14 @@ def paintable(mesh: Mesh, size: int | None = None, new_uvs: bool = False) -> Mes
     if mesh.texture is None:
         side = size or TEXTURE_SIZE
         colours = np.full_like(mesh.vertices, BARE) if mesh.colours is None else mesh.colours
-        texels = surface_texels(mesh, side)
         # Viewers interpolate vertex colours as light.
-        light = texels.interpolate(to_linear(colours), mesh.faces)
-        return replace(mesh, texture=fill(texels, to_display(light)))
+        light = to_linear(colours)
+        texture = paint(mesh, side, lambda texels: to_display(texels.interpolate(light, mesh.faces)))
+        return replace(mesh, texture=texture)
     if size is not None and max(mesh.texture.shape[:2]) < size:
-        return replace(mesh, texture=_enlarged(mesh.texture, size, mesh.repeats))
+        scale = size / max(mesh.texture.shape[:2])
+        height, width = (round(side * scale) for side in mesh.texture.shape[:2])
+        return replace(mesh, texture=resized(mesh.texture, height, width, mesh.repeats))
     return mesh
 
 
@@ -136,13 +138,6 @@ def _turned_slopes(mesh: Mesh, flat: Mesh, split_from: Ints, texels: Texels, nor
     normal = torch.nn.functional.normalize(at_texels(smooth[split_from]), dim=1)
     bent = bend(normal, at_texels(before), to_slopes(torch.from_numpy(normals)))
     return slopes_of(bent, normal, at_texels(after))
-
-
-def _enlarged(texture: np.ndarray, size: int, repeats: tuple[bool, bool]) -> np.ndarray:
-    scale = size / max(texture.shape[:2])
-    rows, columns = (round(side * scale) for side in texture.shape[:2])
-    v, u = np.meshgrid((np.arange(rows) + 0.5) / rows, (np.arange(columns) + 0.5) / columns, indexing="ij")
-    return sample_texture(texture, np.stack([u, v], axis=-1).astype(np.float32), repeats)
 
 
 def framed(mesh: Mesh) -> tuple[Mesh, Callable[[Mesh], Mesh]]:

@@ -210,7 +210,7 @@ def _edge_functions(corners: Tensor, x: Tensor, y: Tensor) -> Tensor:
 
 def _boxes(clip: Tensor, faces: Tensor, height: int, width: int) -> Boxes:
     """Bounding boxes of the triangles, without those that are dropped or miss every pixel's centre."""
-    corners = clip[:, faces].view(-1, 3, 4)
+    corners = clip.index_select(1, faces.view(-1)).view(-1, 3, 4)
     triangle = torch.arange(len(faces), device=clip.device).repeat(len(clip))
     view = torch.arange(len(clip), device=clip.device).repeat_interleave(len(faces))
     w = corners[..., 3]

@@ -46,10 +46,12 @@ def find_edges(faces: Tensor, vertices: Tensor | None = None) -> Edges:
     if vertices is not None:
         faces = _weld(vertices)[faces]
     a, b, c = faces.unbind(1)
+    count = faces.max() + 1
     faces = faces[(a != b) & (b != c) & (c != a)]
-    pairs = torch.cat([faces[:, [1, 2]], faces[:, [2, 0]], faces[:, [0, 1]]])
-    ends, edge = pairs.sort(dim=1).values.unique(dim=0, return_inverse=True)
-    return Edges(ends, edge, faces.T.reshape(-1))
+    low, high = torch.cat([faces[:, [1, 2]], faces[:, [2, 0]], faces[:, [0, 1]]]).sort(dim=1).values.unbind(1)
+    # As one number each, which is many times as fast as as pairs.
+    ends, edge = (low * count + high).unique(return_inverse=True)
+    return Edges(torch.stack([ends // count, ends % count], dim=1), edge, faces.T.reshape(-1))
 
 
 def _weld(vertices: Tensor) -> Tensor:
@@ -112,8 +114,9 @@ def _outline(clip: Tensor, edges: Edges, height: int, width: int) -> _Outline:
         # A triangle that `rasterize` drops lies on neither side, and an edge without a place is on no silhouette.
         drawn = clip.isfinite().all(-1, keepdim=True) & (clip[..., 3:] > 0)
         place = torch.where(drawn, to_pixels(clip, height, width), torch.nan)
-        start, end = place[:, edges.ends[:, 0]], place[:, edges.ends[:, 1]]
-        side = _cross((end - start)[:, edges.edge], place[:, edges.opposite] - start[:, edges.edge])
+        start, end = (place.index_select(1, ends) for ends in edges.ends.unbind(1))
+        from_start = place.index_select(1, edges.opposite) - start.index_select(1, edges.edge)
+        side = _cross((end - start).index_select(1, edges.edge), from_start)
         here, there = (
             side.new_zeros(len(clip), len(edges.ends)).index_add_(1, edges.edge, on.to(side)) > 0
             for on in (side > 0, side < 0)

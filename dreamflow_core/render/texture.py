@@ -1,10 +1,9 @@
 """Mip-mapped texture lookup, differentiable in the texture and in the coordinates.
 
-Texture coordinates are glTF's: (0, 0) is the upper left corner of the image, u grows to the right and v
-down. Williams 1983, "Pyramidal parametrics": a lookup averages
-the texels under a pixel, approximately, by interpolating between ever smaller copies of the texture.
-A pixel's footprint is taken as a square as wide as its longer side, so surfaces seen at a grazing angle
-are smoothed in both directions.
+Texture coordinates are glTF's: (0, 0) is the upper left corner of the image, u grows to the right and v down. Williams
+1983, "Pyramidal parametrics": a lookup averages the texels under a pixel, approximately, by interpolating between ever
+smaller copies of the texture. A pixel's footprint is taken as a square as wide as its longer side, so surfaces seen at
+a grazing angle are smoothed in both directions.
 """
 
 from __future__ import annotations
@@ -52,12 +51,29 @@ def sample(
             `raster.footprint` gives it; None uses the first level alone.
         repeats: whether the image repeats where u, and where v, is outside [0, 1]; else its border goes on.
     """
-    shared = len(levels[0]) == 1
     table = torch.cat([level.reshape(-1, level.shape[-1]) for level in levels])
-    sizes = torch.tensor([level.shape[1:3] for level in levels], device=uv.device)
-    texels = torch.tensor([level.shape[:3].numel() for level in levels], device=uv.device)
+    rows, weights = lookup([level.shape for level in levels], uv, view, footprint, repeats)
+    values = table.index_select(0, rows.view(-1)).view(*rows.shape, table.shape[1])
+    return (values * weights[:, :, None]).sum(0)
+
+
+def lookup(
+    levels: Sequence[torch.Size],
+    uv: Tensor,
+    view: Tensor,
+    footprint: Tensor | None = None,
+    repeats: tuple[bool, bool] = (False, False),
+) -> tuple[Tensor, Tensor]:
+    """The texels that `sample` adds up for each pixel, by their shapes alone; its arguments otherwise.
+
+    Returns:
+        Rows (K, P) of the table of all levels' texels, one level after the other, and their weights (K, P),
+        differentiable in `uv`.
+    """
+    sizes = torch.tensor([shape[1:3] for shape in levels], device=uv.device)
+    texels = torch.tensor([shape[:3].numel() for shape in levels], device=uv.device)
     firsts = texels.cumsum(0) - texels
-    texture = torch.zeros_like(view) if shared else view
+    texture = torch.zeros_like(view) if levels[0][0] == 1 else view
 
     def corners(level: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:
         """Rows of the table around each point in its level, and their weights, each (4, P)."""
@@ -74,15 +90,13 @@ def sample(
         return torch.stack(rows), torch.stack(weights)
 
     if footprint is None:
-        rows, weights = corners(torch.zeros_like(view), torch.ones_like(uv[:, 0]))
-    else:
-        level = _level(footprint, sizes)
-        fine = level.floor().long()
-        coarse = (fine + 1).clamp(max=len(levels) - 1)
-        both = corners(fine, 1 - (level - fine)), corners(coarse, level - fine)
-        rows, weights = (torch.cat(parts) for parts in zip(*both))
-    values = table.index_select(0, rows.view(-1)).view(*rows.shape, table.shape[1])
-    return (values * weights[:, :, None]).sum(0)
+        return corners(torch.zeros_like(view), torch.ones_like(uv[:, 0]))
+    level = _level(footprint, sizes)
+    fine = level.floor().long()
+    coarse = (fine + 1).clamp(max=len(levels) - 1)
+    both = corners(fine, 1 - (level - fine)), corners(coarse, level - fine)
+    rows, weights = (torch.cat(parts) for parts in zip(*both))
+    return rows, weights
 
 
 def _wrapped(texel: Tensor, count: Tensor, repeats: bool) -> Tensor:

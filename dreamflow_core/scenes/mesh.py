@@ -8,17 +8,17 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 
 from ..cameras import Cameras
 from ..mesh import topology
-from ..mesh.bake import sample_texture, surface_texels
+from ..mesh.bake import nearest, resized, surface_indices
 from ..mesh.colours import to_display, to_linear
 from ..mesh.mesh import BadMesh, Ints, Mesh
 from ..mesh.normal_map import bend, to_normal_map, to_slopes, vertex_tangents
 from ..mesh.precondition import Preconditioner
 from ..mesh.prepare import BARE
+from ..preparing import track
 from ..prior import Look
 from ..render import texture
 from ..render.raster import Fragments, footprint, interpolate, rasterize, to_clip
@@ -27,6 +27,7 @@ from ..settings.cameras import ViewRange
 from ..settings.scenes import MeshSettings
 from ..state import make_generator
 from ..views import View
+from .drift import Blocks, Drift, six_ways
 from .scene import ObjectRender, Render
 
 _LIGHT = (0.3, 0.8, 0.55)
@@ -91,30 +92,24 @@ class MeshScene:
         self.faces, self.uv_faces = self._tensor(welded), self._tensor(mesh.faces)
         self.normal_faces = self._tensor(topology.bent_alike(mesh.vertices, mesh.normals)[mesh.faces])
         self.uvs, self.colours = self._optional(mesh.uvs), self._optional(mesh.colours)
-        self.fixed_texture, self.fixed_slopes = self._optional(mesh.texture), self._slopes(mesh)
-        self.edges, self.neighbours = find_edges(self.faces), neighbours(self.faces)
+        self.edges = find_edges(self.faces)
         self.repeats = mesh.repeats
         self._lit = not mesh.unlit or (mesh.texture is None and mesh.colours is None)
         self.fixed_vertices = self._tensor(mesh.vertices[first])
         self.theta: dict[str, Tensor] = {}
         rates = self.settings.rates()
-        if self.settings.needs_atlas:
-            surface, self._nearest = (self._tensor(index) for index in painted_texels(mesh))
-            for name, image in (("texture", self.fixed_texture), ("normal_map", self.fixed_slopes)):
-                if name in rates and image is not None:
-                    self.theta[name] = image.flatten(0, 1)[surface]
+        self._take_texels(mesh)
         if "vertices" in rates:
+            self.neighbours = neighbours(self.faces)
             self.preconditioner = Preconditioner(welded, len(first), self.settings.smoothing)
             self.theta["vertices"] = self.preconditioner.parameters(self.fixed_vertices)
         self.generator = make_generator(seed, "mesh")
         self.optimiser: torch.optim.Optimizer = self._make_optimiser()
-        if "texture" in self.theta and self.settings.colour_drift < 1:
-            prominence = self._find_prominence(make_generator(seed, "prominence"))
-            turned = _normalised(prominence, dim=0).T
-            self._share = _normalised(prominence, dim=1)
-            # A texel is turned several ways, so what is taken from one mean is taken from others too.
-            self._spread = turned @ torch.linalg.pinv(self._share @ turned)
-            self._first_colours = self._mean_colours()
+        self._drift: Drift | None = None
+        if self._blocks is not None:
+            prominence = self._find_prominence(self._blocks, make_generator(seed, "prominence"))
+            texels, most = self.theta["texture"].detach(), self.settings.colour_drift
+            self._drift = Drift(self._blocks, prominence, texels, most)
 
     def _check(self, mesh: Mesh) -> None:
         if self.settings.needs_atlas and mesh.uvs is None:
@@ -148,9 +143,28 @@ class MeshScene:
             if normal_map is None:
                 return torch.zeros(height, width, 2, device=self.device)
             if normal_map.shape != mesh.texture.shape:
-                v, u = np.meshgrid((np.arange(height) + 0.5) / height, (np.arange(width) + 0.5) / width, indexing="ij")
-                normal_map = sample_texture(normal_map, np.stack([u, v], axis=-1).astype(np.float32), mesh.repeats)
+                normal_map = resized(normal_map, height, width, mesh.repeats)
         return None if normal_map is None else to_slopes(self._tensor(normal_map))
+
+    def _take_texels(self, mesh: Mesh) -> None:
+        """Put the texels that are optimised into theta, and keep the images that are not."""
+        rates, slopes = self.settings.rates(), self._slopes(mesh)
+        self.fixed_texture = None if "texture" in rates else self._optional(mesh.texture)
+        self.fixed_slopes = None if "normal_map" in rates else slopes
+        self._blocks: Blocks | None = None
+        if not self.settings.needs_atlas:
+            return
+        assert mesh.texture is not None
+        self._size = mesh.texture.shape[:2]
+        surface, copied = painted_texels(mesh)
+        self._nearest = torch.from_numpy(copied).to(self.device)
+        if "texture" in rates:
+            if self.settings.colour_drift < 1:
+                self._blocks = Blocks(surface, self._size, self.device)
+            texels = mesh.texture.reshape(-1, 3).take(surface, axis=0)
+            self.theta["texture"] = torch.from_numpy(texels).to(self.device)
+        if slopes is not None and "normal_map" in rates:
+            self.theta["normal_map"] = slopes.flatten(0, 1).index_select(0, self._tensor(surface))
 
     def _make_optimiser(self) -> torch.optim.Adam:
         rates = self.settings.rates()
@@ -166,30 +180,30 @@ class MeshScene:
             self.theta["normal_map"].clamp_(-_STEEPEST, _STEEPEST)
         if "texture" not in self.theta:
             return
-        texels, most = self.theta["texture"], self.settings.colour_drift
-        if most < 1:
-            drift = self._mean_colours() - self._first_colours
-            texels.sub_(self._spread @ (drift - drift.clamp(-most, most)))
-        texels.clamp_(0, 1)
+        if self._drift is not None:
+            self._drift.bound(self.theta["texture"])
+        self.theta["texture"].clamp_(0, 1)
 
-    def _mean_colours(self) -> Tensor:
-        """Of what cameras see of the surface turned each of six ways, over the whole range of views, (6, 3)."""
-        return self._share @ self.theta["texture"].detach()
-
-    def _find_prominence(self, generator: torch.Generator) -> Tensor:
-        """How much of each texel is in the pictures that cameras take, by the way it is turned there, (6, T).
+    def _find_prominence(self, blocks: Blocks, generator: torch.Generator) -> Tensor:
+        """How much of each block is in the pictures that cameras take, by the way it is turned there, (6, B).
 
         What a camera sees is a mixture of the ways, so that where none of them drifts it sees little drift.
         """
-        texture = self.theta["texture"]
-        prominence = torch.zeros(6, len(texture), device=self.device)
-        for _ in range(_SURVEY):
-            view = self.view(self.views.sample(generator), self.settings.size)
-            for way, part in zip(prominence, six_ways(view.normal.detach()).unbind(1)):
-                # Pictures are linear in the texels.
-                seen = (view.colour.mean(1) * part).sum()
-                way += torch.autograd.grad(seen, texture, retain_graph=True)[0].sum(dim=1)
-        return prominence
+        # Pictures are linear in the texels: how much of one is seen is its gradient, whatever its colour.
+        texels = torch.zeros(len(blocks.texels), 6, device=self.device, requires_grad=True)
+        levels = texture.mipmaps(texels.index_select(0, blocks.nearest).view(1, *blocks.size, 6))
+        shapes = [level.shape for level in levels]
+        seen = texels.new_zeros(sum(level.shape[:3].numel() for level in levels), 6)
+        views = [self.views.sample(generator) for _ in range(_SURVEY)]
+        # One at a time: six ways take more memory than three channels.
+        cameras = [batch[camera : camera + 1] for batch in views for camera in range(len(batch))]
+        for camera in track("surveying the texture from all sides", cameras):
+            surface = self._see(self.vertices().detach(), camera, self.settings.size)
+            rows, weights = texture.lookup(shapes, *surface.place(), self.repeats)
+            shares = weights[:, :, None] * surface.prominence()
+            seen.index_add_(0, rows.view(-1), shares.view(-1, 6))
+        parts = seen.split([shape[:3].numel() for shape in shapes])
+        return torch.autograd.grad(levels, texels, [part.view(shape) for part, shape in zip(parts, shapes)])[0].T
 
     def begin(self, progress: float) -> None:
         """Prepare an iteration: the learning rates at this share of the run, from 0 to 1."""
@@ -206,17 +220,15 @@ class MeshScene:
 
     def texture(self) -> Tensor | None:
         """The texture (H, W, 3) in [0, 1], if there is one; differentiable if it is optimised."""
-        return self._atlas("texture", self.fixed_texture)
+        return self._image("texture") if "texture" in self.theta else self.fixed_texture
 
     def slopes(self) -> Tensor | None:
         """The normal map as slopes (H, W, 2), if there is one; differentiable if it is optimised."""
-        return self._atlas("normal_map", self.fixed_slopes)
+        return self._image("normal_map") if "normal_map" in self.theta else self.fixed_slopes
 
-    def _atlas(self, name: str, fixed: Tensor | None) -> Tensor | None:
-        texels = self.theta.get(name)
-        if texels is None or fixed is None:
-            return fixed
-        return texels.index_select(0, self._nearest).view_as(fixed)
+    def _image(self, name: str) -> Tensor:
+        texels = self.theta[name]
+        return texels.index_select(0, self._nearest).view(*self._size, texels.shape[1])
 
     def render(self, views: Cameras) -> ObjectRender:
         """Images of the views at `settings.size`, each on a random colour of its own.
@@ -248,13 +260,12 @@ class MeshScene:
 
     def _draw(self, vertices: Tensor, views: Cameras, size: int, names: tuple[str, ...]) -> dict[str, Tensor]:
         """Pictures (B, C, size, size) by name, antialiased and premultiplied by alpha."""
+        surface = self._see(vertices, views, size)
+        return surface.pictures(**{name: getattr(surface, name)() for name in names})
+
+    def _see(self, vertices: Tensor, views: Cameras, size: int) -> _Surface:
         clip = to_clip(vertices, views.world_to_clip().to(vertices))
-        fragments = rasterize(clip, self.faces, (size, size))
-        surface = _Surface(self, vertices, views, fragments)
-        columns = [getattr(surface, name)() for name in names]
-        image = antialias(fragments.image(torch.cat(columns, dim=1)), fragments, clip, self.edges)
-        parts = image.permute(0, 3, 1, 2).split([column.shape[1] for column in columns], dim=1)
-        return dict(zip(names, parts))
+        return _Surface(self, vertices, views, clip, rasterize(clip, self.faces, (size, size)))
 
     def mesh(self) -> Mesh:
         """The mesh as it is now, with the vertices, faces and UVs in their first order.
@@ -307,33 +318,56 @@ class _Surface:
     scene: MeshScene
     vertices: Tensor
     views: Cameras
+    clip: Tensor
     fragments: Fragments
+
+    def pictures(self, **columns: Tensor) -> dict[str, Tensor]:
+        """Columns (P, C) as pictures (B, C, H, W), antialiased and premultiplied by alpha."""
+        image = self.fragments.image(torch.cat(list(columns.values()), dim=1))
+        image = antialias(image, self.fragments, self.clip, self.scene.edges).permute(0, 3, 1, 2)
+        return dict(zip(columns, image.split([column.shape[1] for column in columns.values()], dim=1)))
 
     def alpha(self) -> Tensor:
         return torch.ones_like(self.fragments.depth)
 
     def colour(self) -> Tensor:
         """The mesh's own, shaded unless light is in it, in [0, 1]."""
-        return self._albedo() * self._light() if self.scene._lit else self._albedo()
+        return self.lit(self._albedo())
+
+    def lit(self, albedo: Tensor) -> Tensor:
+        """What is seen of colours (P, C): themselves, or times the light."""
+        return albedo * self._light() if self.scene._lit else albedo
 
     def _albedo(self) -> Tensor:
         scene, fragments = self.scene, self.fragments
         paint = scene.texture()
-        if paint is not None and scene.uvs is not None:
+        if paint is not None:
             # A texture under optimisation is mixed as displayed, as in the pictures of the prior; that is cheaper, too.
             if "texture" in scene.theta:
-                return self._texels(paint, scene.uvs)
-            return to_display(self._texels(to_linear(paint), scene.uvs))
+                return self._texels(paint)
+            return to_display(self._texels(to_linear(paint)))
         if scene.colours is not None:
             return to_display(interpolate(to_linear(scene.colours), scene.uv_faces, fragments))
         return self.vertices.new_full((len(fragments.pixel), 3), BARE)
 
-    def _texels(self, image: Tensor, uvs: Tensor) -> Tensor:
+    def _texels(self, image: Tensor) -> Tensor:
         """Of an image (H, W, C), (P, C)."""
-        uv = interpolate(uvs, self.scene.uv_faces, self.fragments)
-        width = footprint(uvs, self.scene.uv_faces, self.fragments)
-        levels = texture.mipmaps(image[None])
-        return texture.sample(levels, uv, self.fragments.view, width, self.scene.repeats)
+        return texture.sample(texture.mipmaps(image[None]), *self.place(), self.scene.repeats)
+
+    def place(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Where in the atlas each pixel is, as `texture.lookup` takes it."""
+        uvs, faces = self.scene.uvs, self.scene.uv_faces
+        assert uvs is not None
+        return interpolate(uvs, faces, self.fragments), self.fragments.view, footprint(uvs, faces, self.fragments)
+
+    @torch.no_grad()
+    def prominence(self) -> Tensor:
+        """How much the colour of each pixel is in the pictures turned each of six ways, (P, 6)."""
+        ways = six_ways(F.normalize(self.pictures(normal=self.world_normal())["normal"], dim=1))
+        with torch.enable_grad():
+            colours = ways.new_zeros(len(self.fragments.pixel), 6, requires_grad=True)
+            pictures = self.pictures(ways=self.lit(colours))["ways"]
+        return torch.autograd.grad(pictures, colours, ways)[0]
 
     def _light(self) -> Tensor:
         """Half Lambert from one direction, (P, 1) in [0, 1]: no side is so dark that its slopes vanish."""
@@ -356,25 +390,13 @@ class _Surface:
         if slopes is None or scene.uvs is None:
             return smooth
         tangents = vertex_tangents(self.vertices, scene.faces, scene.uvs, scene.uv_faces, normals, scene.normal_faces)
-        return bend(smooth, interpolate(tangents, scene.uv_faces, fragments), self._texels(slopes, scene.uvs))
+        return bend(smooth, interpolate(tangents, scene.uv_faces, fragments), self._texels(slopes))
 
     def normal(self) -> Tensor:
         """The map of normals in camera axes (right, up, towards the camera), from [-1, 1] to [0, 1]."""
         normal = self.world_normal()
         axes = torch.stack(self.views.axes(), dim=1).to(normal)[self.fragments.view]
         return 0.5 + 0.5 * torch.einsum("pij,pj->pi", axes, normal)
-
-
-def six_ways(normals: Tensor) -> Tensor:
-    """How much unit normals (B, 3, ...) are turned along each axis and against it, (B, 6, ...), summing to 1.
-
-    The ambient cube's basis (Mitchell, McTaggart and Green 2006, "Shading in Valve's Source engine").
-    """
-    return torch.cat([normals, -normals], dim=1).clamp_min(0).square()
-
-
-def _normalised(shares: Tensor, dim: int) -> Tensor:
-    return shares / shares.sum(dim, keepdim=True).clamp_min(torch.finfo(shares.dtype).tiny)
 
 
 def painted_texels(mesh: Mesh) -> tuple[Ints, Ints]:
@@ -391,17 +413,14 @@ def painted_texels(mesh: Mesh) -> tuple[Ints, Ints]:
     """
     assert mesh.texture is not None and mesh.uvs is not None
     height, width = mesh.texture.shape[:2]
-    surface = np.arange(height * width)
+    surface: Ints = np.arange(height * width, dtype=np.int32)
     # Other textures are not an atlas in which the places that show the surface are known.
     if height == width and mesh.uvs.min() >= 0 and mesh.uvs.max() <= 1:
-        surface = surface_texels(mesh, width).index
-    if len(surface) == 0:
-        raise BadMesh("the mesh's UVs cover nothing of its texture: unwrap it again, then bake a texture")
+        surface = surface_indices(mesh, width)
+    # The backward pass of `index_select` is several times slower by shorter integers.
     number = np.full(height * width, -1)
     number[surface] = np.arange(len(surface))
-    number = number.reshape(height, width)
-    rows, columns = distance_transform_edt(number < 0, return_distances=False, return_indices=True)
-    return surface, number[rows, columns].reshape(-1)
+    return surface, number.take(nearest(number.reshape(height, width) >= 0))
 
 
 def vertex_normals(vertices: Tensor, faces: Tensor, normal_faces: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from PIL import Image
 
 from ...dreamflow_core.apfo import Cancelled, Checkpoint, Progress
 from ...dreamflow_core.pictures import contact_sheet, to_pillow
+from ...dreamflow_core.preparing import listening
 from ...dreamflow_core.state import BadFile
 from .resume import checkpoint_folder, forget_old_checkpoints, job_key
 
@@ -62,9 +63,10 @@ def run(node: type[io.ComfyNode], work: Work[T], settings: dict[str, Any], save_
     checkpoint = Checkpoint(path, settings, save_every, resume=True)
 
     def attempt() -> T:
-        return work(
-            on_progress=Reporter(), cancelled=comfy.model_management.processing_interrupted, checkpoint=checkpoint
-        )
+        with listening(Preparations()):
+            return work(
+                on_progress=Reporter(), cancelled=comfy.model_management.processing_interrupted, checkpoint=checkpoint
+            )
 
     try:
         return attempt()
@@ -79,6 +81,18 @@ def run(node: type[io.ComfyNode], work: Work[T], settings: dict[str, Any], save_
         raise
     finally:
         forget_old_checkpoints(path.parent)
+
+
+class Preparations:
+    """Shows on the node how far the work before the first iteration is; raises if the user stops it."""
+
+    def __init__(self) -> None:
+        self.what = ""
+
+    def __call__(self, what: str, share: float) -> None:
+        if what != self.what:
+            self.what, self.bar = what, comfy.utils.ProgressBar(100)
+        self.bar.update_absolute(100 * share)
 
 
 class Reporter:
