@@ -133,9 +133,9 @@ def test_the_gap_between_charts_is_kept(name: str, padding: int):
             assert nearest.min() > padding + step
 
 
-@pytest.mark.parametrize(("name", "least"), [("rings", 0.4), ("three rings", 0.2), ("thin", 0.045), ("long", 0.09)])
+@pytest.mark.parametrize(("name", "least"), [("rings", 0.4), ("three rings", 0.2), ("thin", 0.04), ("long", 0.08)])
 def test_long_charts_use_their_atlas(name: str, least: float):
-    """Cut where there are edges to cut along. Laid along one side, they would fill 0.04 of it in all cases."""
+    """Cut where there are edges to cut along, else across. Along one side they would fill 0.03 of it."""
     flat, _ = unwrap(shape(name), 512)
     assert (texels_under(flat.uvs, flat.faces, 512) > 0).mean() > least
 

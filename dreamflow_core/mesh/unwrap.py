@@ -27,6 +27,8 @@ _LONG = 1.25
 _SHORTER, _STRAIGHT = 0.8, 1e-3
 """Both parts of a chart that is cut are at most this long, to the whole; if faces are too long for that it stays. Faces
 that reach over the cut by less than this do not count."""
+_ACROSS = 1 << 23
+"""Where charts lie across an atlas xatlas goes through all of it for each. Above so many texels that takes too long."""
 _CLOSE, _STEP = 1.05, 1.024
 """Charts are packed until they fit at a scale that is within this factor of one at which they do not. From the scale
 that is guessed the first step is so large, and others grow."""
@@ -36,11 +38,15 @@ _FILLED, _MARGIN = 0.6, 2
 """How full an atlas gets, about, if each chart has its padding and so many texels more around it."""
 _UNIT = 256
 """xatlas leaves out faces of less than a fixed area in UVs too."""
+_SMALL = 1e-9
+"""Texels; charts without an extent are taken as having this."""
 _NOWHERE = np.iinfo(np.uint32).max
 
 
 def unwrap(mesh: Mesh, size: int, padding: int = 2) -> tuple[Mesh, Ints]:
-    """Cut the surface into charts that lie side by side, without overlap, in one square atlas.
+    """Cut the surface into charts that lie side by side in one square atlas.
+
+    xatlas folds a sliver over its neighbours now and then: about a texel in a million is covered twice.
 
     The faces keep their order and their places; vertices are split where charts end. Charts may be mirrored. Those
     that are long for the atlas are cut across, or lie along its diagonal. One that is still longer than the atlas,
@@ -79,7 +85,7 @@ def unwrap_at(mesh: Mesh, density: Floats, sizes: Sequence[int], padding: int = 
         check_texture_size(size)
     charts = _charts(mesh, density)
     size = next((size for size in sizes[:-1] if _holds(charts, size - 2 * padding, padding)), sizes[-1])
-    packed = _packed(charts, size - 2 * padding, padding)
+    packed = _packed(_laid_across(charts, size - 2 * padding), size - 2 * padding, padding)
     if packed is None:
         raise BadMesh(
             f"the mesh's surface is cut into {len(charts.density)} charts, too many for a texture of {size} x {size}"
@@ -157,7 +163,7 @@ class _Charts:
 
 
 def _charts(mesh: Mesh, density: Floats) -> _Charts:
-    """The mesh's charts as xatlas makes them, the long ones cut and turned."""
+    """The mesh's charts as xatlas makes them, the long ones cut."""
     positions, areas = mesh.vertices.astype(np.float64), topology.face_areas(mesh.vertices, mesh.faces)
     if not areas.any():
         raise BadMesh("no face of the mesh has an area")
@@ -202,7 +208,7 @@ def _pieces(centres: Floats, density: Floats) -> Iterator[Ints]:
 
 
 def _fitted(split_from: Ints, faces: Ints, places: Floats, density: Floats) -> _Charts:
-    """Charts with those cut or turned that are too long for a square atlas of about their area."""
+    """Charts with those cut that are too long for a square atlas of about their area."""
     corners = places[faces]
     longest = _LONG * math.sqrt(_areas(corners).sum())
     chart = topology.components(faces)
@@ -215,14 +221,20 @@ def _fitted(split_from: Ints, faces: Ints, places: Floats, density: Floats) -> _
             chart[part], count = count, count + 1
     numbers, first, chart = np.unique(chart, return_index=True, return_inverse=True)
     corner, faces = np.unique(faces * len(numbers) + chart[:, None], return_inverse=True)
-    vertex, of_vertex = np.divmod(corner, len(numbers))
-    charts = _Charts(split_from[vertex], faces.reshape(-1, 3), chart, places[vertex], density[first])
-    width, height = charts.extents.T
-    across = (np.maximum(width, height) > longest) & (width + height < math.sqrt(2) * np.maximum(width, height))
-    turn = np.where(across, math.pi / 4, 0)[of_vertex]
+    vertex = corner // len(numbers)
+    return _Charts(split_from[vertex], faces.reshape(-1, 3), chart, places[vertex], density[first])
+
+
+def _laid_across(charts: _Charts, side: int) -> _Charts:
+    """Charts with those along the diagonal that are too long for a square atlas, if that makes them fit better."""
+    longest, across = charts.extents.max(axis=1), charts.extents.sum(axis=1) / math.sqrt(2)
+    turned = (longest > _LONG * math.sqrt(charts.areas.sum())) & (across < longest)
+    if turned.sum() * side**2 > _ACROSS:
+        return charts
+    turn = np.where(turned, math.pi / 4, 0)[charts.of_vertex]
     x, y = charts.places.T
-    turned = np.stack([np.cos(turn) * x - np.sin(turn) * y, np.sin(turn) * x + np.cos(turn) * y], axis=-1)
-    return replace(charts, places=turned)
+    places = np.stack([np.cos(turn) * x - np.sin(turn) * y, np.sin(turn) * x + np.cos(turn) * y], axis=-1)
+    return replace(charts, places=places)
 
 
 def _cut(group: Ints, corners: Floats, longest: float) -> Iterator[Ints]:
@@ -276,7 +288,16 @@ def _guess(charts: _Charts, side: int, padding: int) -> float:
     least, most = _bounds(charts, side)
     if room(least) <= 0 or room(most) >= 0:
         return least if room(least) <= 0 else most
-    return float(brentq(room, least, most, rtol=1e-3))
+    return min(float(brentq(room, least, most, rtol=1e-3)), _longest_fit(charts, side))
+
+
+def _longest_fit(charts: _Charts, side: int) -> float:
+    """The scale at which charts with half of the area are as long as a square: above, they would not grow."""
+    share = (side - 1) / np.maximum(charts.extents.max(axis=1), _SMALL)
+    scale = np.where(share <= 1, share, share * charts.density / charts.density.min())
+    order = np.argsort(scale)
+    area = np.cumsum(charts.areas[order])
+    return float(scale[order][np.searchsorted(area, area[-1] / 2)])
 
 
 def _bounds(charts: _Charts, side: int) -> tuple[float, float]:
@@ -323,7 +344,7 @@ def _packed(charts: _Charts, side: int, padding: int) -> tuple[Floats, float] | 
     # Faces without an area are left where they were.
     places[vertices[best.get_mesh_vertex_assignment(0)[0] == _NOWHERE]] = 0
     # xatlas makes those smaller that are longer than the square.
-    shares = np.minimum(charts.shares(fits), (side - 1) / np.maximum(charts.extents.max(axis=1), 1e-9))
+    shares = np.minimum(charts.shares(fits), (side - 1) / np.maximum(charts.extents.max(axis=1), _SMALL))
     return places, float(shares.min())
 
 
