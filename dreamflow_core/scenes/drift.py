@@ -11,7 +11,7 @@ from ..mesh.mesh import Ints
 
 _SIDE = 1024
 """Texels of a larger texture are taken together: the survey has too few pixels to tell them apart."""
-_TOGETHER = 1 << 20
+_TOGETHER = 1 << 16
 """Texels that are worked on at a time."""
 
 

@@ -417,10 +417,11 @@ def painted_texels(mesh: Mesh) -> tuple[Ints, Ints]:
     # Other textures are not an atlas in which the places that show the surface are known.
     if height == width and mesh.uvs.min() >= 0 and mesh.uvs.max() <= 1:
         surface = surface_indices(mesh, width)
+    number = np.full(height * width, -1, np.int32)
+    number[surface] = np.arange(len(surface), dtype=np.int32)
+    copied = number.take(nearest(number.reshape(height, width) >= 0))
     # The backward pass of `index_select` is several times slower by shorter integers.
-    number = np.full(height * width, -1)
-    number[surface] = np.arange(len(surface))
-    return surface, number.take(nearest(number.reshape(height, width) >= 0))
+    return surface, copied.astype(np.int64)
 
 
 def vertex_normals(vertices: Tensor, faces: Tensor, normal_faces: Tensor) -> Tensor:

@@ -316,7 +316,7 @@ def check_any_mesh_is_refined_with_a_depth_control_net():
     ).args
     (sigmas,) = DreamFlowScheduler.execute(model, {"range": "own", "start": 0.8, "end": 0.2}, 2).args
     with own_user_folder():
-        made, preview = (
+        made, preview, _ = (
             in_a_graph(DreamFlowMeshRefine)
             .execute(
                 model=model,
