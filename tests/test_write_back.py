@@ -499,3 +499,53 @@ def test_what_cannot_be_read_is_said_before_the_work(file: GltfFile, tmp_path: P
     load_mesh(path)
     with pytest.raises(BadFile, match="it needs not there"):
         load_mesh(path, kept_in="the GLB")
+
+
+def test_only_a_normal_map_that_is_new_leaves_the_colours(file: GltfFile, tmp_path: Path):
+    """Two materials with tiled UVs, on which their colours stay when the normal map lies on an atlas."""
+    numbers = [
+        file.add("materials", pbrMetallicRoughness={"baseColorTexture": {"index": file.texture(NOISE[..., :3])}})
+        for _ in range(2)
+    ]
+    primitives = [file.quad(material=number) for number in numbers]
+    for primitive in primitives:
+        primitive["attributes"]["TEXCOORD_0"] = file.accessor(np.array(UVS) * 2.5)
+        primitive["attributes"]["NORMAL"] = file.accessor([[0, 0, 1]] * 4)
+    file.show(*primitives)
+
+    def bumped(mesh: Mesh) -> Mesh:
+        return replace(mesh, normal_map=np.full((*mesh.texture.shape[:2], 3), [0.6, 0.5, 1], np.float32))
+
+    before, after, _ = write(file, tmp_path, bumped)
+    for number in (0, 1):
+        assert np.array_equal(after.corners("TEXCOORD_0", number), before.corners("TEXCOORD_0", number))
+        base = after.tree["materials"][number]["pbrMetallicRoughness"]["baseColorTexture"]
+        assert np.array_equal(after.picture(base), NOISE[..., :3])
+        used = after.tree["materials"][number]["normalTexture"]
+        assert used["texCoord"] == 1 and after.picture(used)[0, 0].tolist() == [153, 128, 255]
+
+
+def test_split_vertices_share_their_normal_where_one_side_moves(file: GltfFile, tmp_path: Path):
+    """Two triangles that meet at a UV seam; only the far corner of one moves."""
+    places = [[0, 0, 0], [0, 1, 0], [-1, 0, 0], [0, 0, 0], [0, 1, 0], [1, 0, 0]]
+    attributes = {"POSITION": file.accessor(places), "NORMAL": file.accessor([[0, 0, 1]] * 6)}
+    file.show({"attributes": attributes, "indices": file.accessor([0, 1, 2, 3, 5, 4], USHORT)})
+    _, after, _ = write(file, tmp_path, moved)
+    normals = after.attribute("NORMAL")
+    assert np.array_equal(normals[:2], normals[3:5]) and not np.array_equal(normals[0], normals[5])
+
+
+def test_matrices_as_attributes(file: GltfFile, tmp_path: Path):
+    primitive = file.quad()
+    del primitive["attributes"]["TEXCOORD_0"]
+    matrices = RNG.normal(size=(4, 16)).astype(np.float32)
+    primitive["attributes"]["_PLACE"] = file.accessor(matrices)
+    file.show(primitive)
+    before, after, _ = write(file, tmp_path, painted)
+    assert np.array_equal(after.corners("_PLACE"), before.corners("_PLACE"))
+
+
+def test_a_texture_of_one_texel(file: GltfFile, tmp_path: Path):
+    metal = {"baseColorTexture": {"index": file.texture(np.full((1, 1, 3), 90, np.uint8))}}
+    file.show(file.quad(material=file.add("materials", pbrMetallicRoughness=metal)))
+    assert paintable(load_mesh(file.save(tmp_path))).texture.shape == (512, 512, 3)

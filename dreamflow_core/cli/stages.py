@@ -94,6 +94,8 @@ def _optimise_mesh(options: argparse.Namespace) -> None:
 
     The mesh may have any size and place, and needs no texture.
     """
+    if getattr(options, "optimise", None) == "normal_map" and options.format != "glb":
+        raise ValueError(f"--format {options.format} keeps no normal map, which is all that changes: use --format glb")
     mesh = load_mesh(options.mesh, kept_in="the GLB file" if options.format == "glb" else "")
     prior, planned, run, job = _prepare(options)
     schedule = planned.schedule.build(prior.sigma_at)

@@ -75,9 +75,10 @@ class Draft:
         rows[:, :size] = np.ascontiguousarray(array).view(np.uint8).reshape(len(array), size)
         view = self._view(rows.tobytes(), target=target, **({"byteStride": stride} if target == ARRAY_BUFFER else {}))
         ends = {"min": array.min(axis=0).tolist(), "max": array.max(axis=0).tolist()} if bounds else {}
+        kind = more.pop("type", None) or _TYPES[array.shape[1]]
         component = next(number for number, name in COMPONENTS.items() if np.dtype(name) == array.dtype)
-        kind = {"componentType": component, "count": len(array), "type": _TYPES[array.shape[1]]}
-        number = self.add("accessors", bufferView=view, **kind, **ends, **more)
+        described = {"componentType": component, "count": len(array), "type": kind}
+        number = self.add("accessors", bufferView=view, **described, **ends, **more)
         self._arrays[number] = array
         return number
 
@@ -88,8 +89,12 @@ class Draft:
     def taken(self, number: int, rows: Ints, bounds: bool = False) -> int:
         """An accessor of rows (N,) of another."""
         given = self.tree["accessors"][number]
-        more = {key: given[key] for key in ("normalized", "name", "extras") if key in given}
-        return self.accessor(self._array(number)[rows], bounds=bounds, **more)
+        more = {key: given[key] for key in ("normalized", "name", "extras", "type") if key in given}
+        array = self._array(number)
+        if given["type"].startswith("MAT") and array.dtype != np.float32:
+            # Columns of smaller numbers would need room between them.
+            array, more = self.values(number).astype(np.float32), {**more, "normalized": False}
+        return self.accessor(array[rows], bounds=bounds, **more)
 
     def _array(self, number: int) -> np.ndarray:
         return self._arrays[number] if number in self._arrays else self.document.array(number)

@@ -14,7 +14,7 @@ from .bake import Texels, fill, paint, resized, sample_texture, surface_texels
 from .colours import to_display, to_linear
 from .mesh import BadMesh, Floats, Ints, Mesh
 from .normal_map import bend, slopes_of, tangents, to_normal_map, to_slopes
-from .unwrap import MOST_TEXTURE, unwrap
+from .unwrap import LEAST_TEXTURE, MOST_TEXTURE, unwrap
 
 TEXTURE_SIZE = 512
 """Side of the texture of a mesh that brings none."""
@@ -56,6 +56,9 @@ def paintable(mesh: Mesh, size: int | None = None, new_uvs: bool = False) -> Mes
         light = to_linear(colours)
         texture = paint(mesh, side, lambda texels: to_display(texels.interpolate(light, mesh.faces)))
         return replace(mesh, texture=texture)
+    if size is None and max(mesh.texture.shape[:2]) < LEAST_TEXTURE:
+        # A single colour is often a texture of one texel.
+        size = TEXTURE_SIZE
     if size is not None and max(mesh.texture.shape[:2]) < size:
         scale = size / max(mesh.texture.shape[:2])
         height, width = (round(side * scale) for side in mesh.texture.shape[:2])

@@ -85,7 +85,7 @@ class _Writer:
         if moved.any():
             self._move(moved)
         if painted or bumped:
-            place = self._cut() if cut else self._place()
+            place = self._cut(painted, bumped) if cut else self._place()
             if painted:
                 self._paint(place, cut)
             if bumped:
@@ -122,6 +122,7 @@ class _Writer:
         for part in self._parts:
             if part.instance == 0:
                 nodes[part.node].pop("mesh", None)
+                nodes[part.node].pop("weights", None)
                 _without_extension(nodes[part.node], INSTANCING)
         self._primitives = [self._primitive(part, places[part.node, part.instance]) for part in self._parts]
 
@@ -130,7 +131,9 @@ class _Writer:
         attributes = self._draft.document.item("nodes", node)["extensions"][INSTANCING]["attributes"]
         names = (name for name in ("TRANSLATION", "ROTATION", "SCALE") if name in attributes)
         place = {name.lower(): self._draft.document.values(attributes[name])[instance].tolist() for name in names}
-        child = self._draft.add("nodes", mesh=mesh, **place)
+        given = self._tree["nodes"][node]
+        weights = {"weights": given["weights"]} if "weights" in given else {}
+        child = self._draft.add("nodes", mesh=mesh, **place, **weights)
         self._tree["nodes"][node].setdefault("children", []).append(child)
 
     def _move(self, moved: Floats) -> None:
@@ -147,8 +150,7 @@ class _Writer:
             if "NORMAL" in local:
                 own = _to_local(linear, normals[rows])
                 self._set(primitive, "NORMAL", np.where(turned[rows, None], own, local["NORMAL"]))
-            for names in _attributes(primitive):
-                names.pop("TANGENT", None)
+            self._leave_out(primitive, "TANGENT", len(local["POSITION"]))
 
     def _normals(self, moved: Floats) -> tuple[Floats, np.ndarray]:
         """Normals of the moved vertices, (V, 3), and whether a face at them changed, (V,)."""
@@ -158,10 +160,13 @@ class _Writer:
         given = [np.zeros_like(part.positions) if part.normals is None else part.normals for part in parts]
         turned = np.zeros(len(places), bool)
         turned[faces[(moved[faces] != 0).any(axis=(1, 2))]] = True
-        return topology.vertex_normals(places, faces, apart=np.concatenate(given)), turned
+        apart = np.concatenate(given)
+        # Vertices that were split share their normal.
+        place = topology.bent_alike(places, apart)
+        return topology.vertex_normals(places, faces, apart=apart), np.isin(place, place[turned])
 
-    def _free_set(self) -> int:
-        """The number of a set of UVs through which no other texture is seen: the first, or else a new one."""
+    def _free_set(self, replaced: set[str]) -> int:
+        """The number of a set of UVs through which only textures of these names are seen: the first, or a new one."""
         tree = self._tree
         has_variants = _VARIANTS in tree.get("extensions", {})
         taken = set()
@@ -171,15 +176,16 @@ class _Writer:
                 taken |= {
                     used.get("extensions", {}).get(TRANSFORM, {}).get("texCoord", used.get("texCoord", 0))
                     for path, used in objects(material)
-                    if path and path[-1].endswith("Texture") and not (own and path[-1] in _BASE_TEXTURES)
+                    if path and path[-1].endswith("Texture") and not (own and path[-1] in replaced)
                 }
         sets = max(_count_sets(primitive) for primitive in self._primitives)
         return sets if 0 in taken else 0
 
-    def _cut(self) -> dict[str, Any]:
+    def _cut(self, painted: bool, bumped: bool) -> dict[str, Any]:
         """Split the file's vertices as the mesh's are, and give them its UVs; how its texture is seen, as `_place`."""
         assert self._after.uvs is not None
-        number, shown = self._free_set(), []
+        replaced = {*(_BASE_TEXTURES if painted else ()), *(["normalTexture"] if bumped else ())}
+        number, shown = self._free_set(replaced), []
         for part, primitive, rows, faces in zip(self._parts, self._primitives, self._vertices, self._faces):
             kept, corners = np.unique(self._after.faces[faces], return_inverse=True)
             order = np.argsort(self._origin[kept], kind="stable")
@@ -189,6 +195,7 @@ class _Writer:
             for names in _attributes(primitive):
                 for name in names:
                     names[name] = self._draft.taken(names[name], take, bounds=name == "POSITION")
+            self._leave_out(primitive, f"TEXCOORD_{number}", len(kept))
             uvs = self._draft.accessor(self._after.uvs[kept])
             # Sets have to be numbered without gaps.
             for between in range(min(_count_sets(primitive), number), number + 1):
@@ -254,7 +261,7 @@ class _Writer:
         image = self._draft.image(to_bytes(after.normal_map))
         used = {"index": new_texture(self._draft, image, self._wrap), **place}
         for material in self._materials():
-            material["normalTexture"] = used
+            material["normalTexture"] = {**used}
         normals = topology.vertex_normals(after.vertices, after.faces) if after.normals is None else after.normals
         bent = tangents(replace(after, normals=normals))
         for part, primitive, rows, shown in zip(self._parts, self._primitives, self._vertices, self._shown):
@@ -292,13 +299,20 @@ class _Writer:
             return
         self._unpack(primitive)
         colours = self._draft.values(attributes["COLOR_0"])
-        for names in _attributes(primitive):
-            names.pop("COLOR_0", None)
+        self._leave_out(primitive, "COLOR_0", len(colours))
         opaque = alpha_too or colours.shape[1] == 3 or (colours[:, 3] == 1).all()
         if not opaque or "COLOR_1" in attributes:
             white = np.ones((len(colours), 4))
             white[:, 3] = 1 if opaque else colours[:, 3]
             self._set(primitive, "COLOR_0", white)
+
+    def _leave_out(self, primitive: dict[str, Any], name: str, count: int) -> None:
+        """Leave out an attribute and what morph targets displace of it; targets must not be empty."""
+        primitive["attributes"].pop(name, None)
+        for target in primitive.get("targets", []):
+            if name in target and len(target) == 1:
+                target["POSITION"] = self._draft.accessor(np.zeros((count, 3), np.float32), bounds=True)
+            target.pop(name, None)
 
     def _set(self, primitive: dict[str, Any], name: str, values: Floats) -> None:
         values = values.astype(np.float32)
