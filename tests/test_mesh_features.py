@@ -308,10 +308,9 @@ def factor_times_texture_times_colour(file: GltfFile) -> None:
 
 @gltf
 def several_materials(file: GltfFile) -> None:
-    file.show(
-        tetrahedron(file, material=coloured(file, 0.9, 0.4, 0.4)),
-        {**file.quad(), "material": textured(file)},
-    )
+    # Not on the quad: which of two faces at one place is seen is chance.
+    file.show(tetrahedron(file, material=coloured(file, 0.9, 0.4, 0.4)), translation=[0, 0, 0.05])
+    file.show({**file.quad(), "material": textured(file)})
     file.show(file.quad(material=textured(file, FOUR[::-1])), translation=[1.3, 0, 0])
     file.show(file.quad(), translation=[0, 1.3, 0])
 
