@@ -333,6 +333,10 @@ def bad_stage_inputs(folder: Path, made: Path) -> dict[str, tuple[list, str]]:
         "lora": (["nerf", "a cube", "--lora", "x.safetensors"], "take no LoRA"),
         "a mesh as a field": (["extract", mesh], "mesh.glb cannot be loaded"),
         "a state as a field": (["extract", made / "nerf-state.safetensors"], "is not a radiance field"),
+        "a normal map in OBJ": (
+            ["tune", mesh, "a cube", "--optimise", "normal_map", "--format", "obj"],
+            "--format obj keeps no normal map",
+        ),
         "threshold": (["extract", field, "--threshold", 1e9], "lower the threshold"),
         "negative threshold": (["extract", field, "--threshold", -1], "threshold is -1"),
         "faces": (["extract", field, "--faces", 2], "face budget is 2"),

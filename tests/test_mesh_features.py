@@ -573,6 +573,7 @@ def _apart(folder: Path, *files: GltfFile) -> tuple[Path, Path]:
 
 SQUARE = "v -0.6 -0.6 0\nv 0.6 -0.6 0\nv 0.6 0.6 0\nv -0.6 0.6 0\n"
 SQUARE_UVS = "vt 0 0\nvt 1 0\nvt 1 1\nvt 0 1\n"
+TEXTURED_SQUARE = f"{SQUARE}{SQUARE_UVS}usemtl a\nf 1/1 2/2 3/3 4/4\n"
 
 
 def obj(folder: Path, text: str, mtl: str = "newmtl a\nKd 0.8 0.5 0.2\n") -> Path:
@@ -606,20 +607,19 @@ def obj_missing_material(folder: Path) -> Path:
 
 @feature
 def obj_map(folder: Path) -> Path:
-    text = f"{SQUARE}{SQUARE_UVS}usemtl a\nf 1/1 2/2 3/3 4/4\n"
-    return obj(folder, text, "newmtl a\nKd 0.5 0.9 0.7\nmap_Kd four colours.png\n")
+    return obj(folder, TEXTURED_SQUARE, "newmtl a\nKd 0.5 0.9 0.7\nmap_Kd four colours.png\n")
 
 
 @feature
 def obj_map_options(folder: Path) -> Path:
-    text = f"{SQUARE}{SQUARE_UVS}usemtl a\nf 1/1 2/2 3/3 4/4\n"
-    return obj(folder, text, "newmtl a\nmap_Kd -s 1.5 0.5 1 -o 0.2 0.1 0 four colours.png\n")
+    return obj(folder, TEXTURED_SQUARE, "newmtl a\nmap_Kd -s 1.5 0.5 1 -o 0.2 0.1 0 four colours.png\n")
 
 
 @feature
 def obj_other_maps(folder: Path) -> Path:
-    text = f"{SQUARE}{SQUARE_UVS}usemtl a\nf 1/1 2/2 3/3 4/4\n"
-    return obj(folder, text, "newmtl a\nKd 0.9 0.6 0.1\nmap_Bump four colours.png\nmap_Ks four colours.png\n")
+    return obj(
+        folder, TEXTURED_SQUARE, "newmtl a\nKd 0.9 0.6 0.1\nmap_Bump four colours.png\nmap_Ks four colours.png\n"
+    )
 
 
 @feature

@@ -176,7 +176,7 @@ def test_vertex_colours_are_interpolated_as_light():
 def test_vertex_normals_are_those_of_the_mesh():
     mesh = simplify(extract(soft_grid("duck", 24), EXTENT), 300)
     faces = torch.tensor(mesh.faces)
-    normals = vertex_normals(torch.tensor(mesh.vertices), faces, faces)
+    normals = vertex_normals(torch.tensor(mesh.vertices), faces, faces, len(mesh.vertices))
     np.testing.assert_allclose(normals, topology.vertex_normals(mesh.vertices, mesh.faces), atol=1e-4)
 
 

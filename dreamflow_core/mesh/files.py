@@ -45,7 +45,6 @@ _READERS: dict[str, Callable[[Path], Scene]] = {
 READ_SUFFIXES = tuple(_READERS)
 """Of files that are read."""
 
-
 _SEEN = 1e-4
 """Errors of places, as a share of a mesh's size, that are worth a word."""
 
@@ -53,14 +52,13 @@ _SEEN = 1e-4
 def save_mesh(path: Path, mesh: Mesh) -> None:
     """Write a mesh; the file's suffix, one of `SUFFIXES`, is its format. Each file is written whole or not at all.
 
-    Normals that the mesh lacks are computed, smooth across UV seams.
+    A mesh that remembers its file (`load_mesh`) is written back into it as GLB. In other files normals that the mesh
+    lacks are computed, smooth across UV seams.
 
     Raises:
         BadFile: the suffix is another, or the file cannot be written.
     """
     suffix = _suffix(path, SUFFIXES)
-    if mesh.normals is None:
-        mesh = replace(mesh, normals=topology.vertex_normals(mesh.vertices, mesh.faces))
     try:
         # The file that refers to the others comes last.
         for name, data in {".glb": _glb, ".obj": _obj, ".ply": _ply}[suffix](mesh, path.stem).items():
@@ -116,7 +114,7 @@ def _glb(mesh: Mesh, stem: str) -> dict[str, bytes]:
 
 def _new_glb(mesh: Mesh, path: Path) -> bytes:
     """The file of a mesh that comes from none."""
-    mesh = replace(mesh, origin=None)
+    mesh = replace(_with_normals(mesh), origin=None)
     colours = None
     if mesh.colours is not None and mesh.texture is None:
         colours = np.pad(to_linear(np.clip(mesh.colours, 0, 1)), ((0, 0), (0, 1)), constant_values=1)
@@ -125,6 +123,12 @@ def _new_glb(mesh: Mesh, path: Path) -> bytes:
     part = Part(None, mesh.faces, mesh.vertices, mesh.normals, uvs, colours)
     bare = replace(mesh, texture=None, normal_map=None)
     return _as_source(Scene([part], {None: material}, []), bare, path).glb(mesh)
+
+
+def _with_normals(mesh: Mesh) -> Mesh:
+    if mesh.normals is not None:
+        return mesh
+    return replace(mesh, normals=topology.vertex_normals(mesh.vertices, mesh.faces))
 
 
 def _as_source(scene: Scene, mesh: Mesh, path: Path) -> GltfSource:
@@ -168,18 +172,14 @@ def _ply(mesh: Mesh, stem: str) -> dict[str, bytes]:
 
 
 def _trimesh(mesh: Mesh, stem: str) -> trimesh.Trimesh:
-    """With a material, and with the texture if there is one."""
-    texture, normal_map = (
-        None if image is None else Image.fromarray(to_bytes(image)) for image in (mesh.texture, mesh.normal_map)
-    )
+    """With normals and a material, and with the texture if there is one."""
+    mesh = _with_normals(mesh)
     material = PBRMaterial(
         name=f"{stem}_texture",
-        baseColorTexture=texture,
-        normalTexture=normal_map,
+        baseColorTexture=None if mesh.texture is None else Image.fromarray(to_bytes(mesh.texture)),
         baseColorFactor=[255, 255, 255, 255],
         metallicFactor=0.0,
         roughnessFactor=ROUGHNESS,
-        doubleSided=mesh.double_sided,
     )
     # trimesh puts the origin of UVs at the bottom left.
     uv = None if mesh.uvs is None else np.stack([mesh.uvs[:, 0], 1 - mesh.uvs[:, 1]], axis=-1)

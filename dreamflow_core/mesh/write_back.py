@@ -49,7 +49,10 @@ class GltfSource:
           new UVs split vertices.
         - Geometry: vertices move in their nodes' spaces, and the normals of the faces there follow, hard edges too;
           tangents are left to the viewer.
-        - A mesh that several nodes show becomes one for each where they differ now.
+        - A mesh that several nodes show becomes one for each where vertices moved or were split.
+
+        Not right yet: where vertices moved, the displacements that morph targets have of normals count twice; a vertex
+        cannot move along an axis that its node scales to 0.
 
         Args:
             mesh: with the faces of `self.mesh` in their order.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -90,7 +91,8 @@ class MeshScene:
         first, self._place = topology.weld(mesh.vertices)
         welded = self._place[mesh.faces]
         self.faces, self.uv_faces = self._tensor(welded), self._tensor(mesh.faces)
-        self.normal_faces = self._tensor(topology.bent_alike(mesh.vertices, mesh.normals)[mesh.faces])
+        bent = topology.bent_alike(mesh.vertices, mesh.normals)
+        self.normal_faces, self.normal_count = self._tensor(bent[mesh.faces]), int(bent.max()) + 1
         self.uvs, self.colours = self._optional(mesh.uvs), self._optional(mesh.colours)
         self.edges = find_edges(self.faces)
         self.repeats = mesh.repeats
@@ -222,6 +224,11 @@ class MeshScene:
         """The texture (H, W, 3) in [0, 1], if there is one; differentiable if it is optimised."""
         return self._image("texture") if "texture" in self.theta else self.fixed_texture
 
+    @cached_property
+    def fixed_light(self) -> Tensor | None:
+        """The texture as linear light, (H, W, 3), if there is one that is not optimised."""
+        return None if self.fixed_texture is None else to_linear(self.fixed_texture)
+
     def slopes(self) -> Tensor | None:
         """The normal map as slopes (H, W, 2), if there is one; differentiable if it is optimised."""
         return self._image("normal_map") if "normal_map" in self.theta else self.fixed_slopes
@@ -340,12 +347,12 @@ class _Surface:
 
     def _albedo(self) -> Tensor:
         scene, fragments = self.scene, self.fragments
+        if scene.fixed_light is not None:
+            return to_display(self._texels(scene.fixed_light))
         paint = scene.texture()
         if paint is not None:
             # A texture under optimisation is mixed as displayed, as in the pictures of the prior; that is cheaper, too.
-            if "texture" in scene.theta:
-                return self._texels(paint)
-            return to_display(self._texels(to_linear(paint)))
+            return self._texels(paint)
         if scene.colours is not None:
             return to_display(interpolate(to_linear(scene.colours), scene.uv_faces, fragments))
         return self.vertices.new_full((len(fragments.pixel), 3), BARE)
@@ -384,7 +391,7 @@ class _Surface:
     def world_normal(self) -> Tensor:
         """Outward, interpolated between the vertices and bent by the normal map, unit length."""
         scene, fragments = self.scene, self.fragments
-        normals = vertex_normals(self.vertices, scene.faces, scene.normal_faces)
+        normals = vertex_normals(self.vertices, scene.faces, scene.normal_faces, scene.normal_count)
         smooth = F.normalize(interpolate(normals, scene.normal_faces, fragments), dim=1)
         slopes = scene.slopes()
         if slopes is None or scene.uvs is None:
@@ -424,16 +431,17 @@ def painted_texels(mesh: Mesh) -> tuple[Ints, Ints]:
     return surface, copied.astype(np.int64)
 
 
-def vertex_normals(vertices: Tensor, faces: Tensor, normal_faces: Tensor) -> Tensor:
+def vertex_normals(vertices: Tensor, faces: Tensor, normal_faces: Tensor, count: int) -> Tensor:
     """Unit normals (M, 3), each the mean of the faces around it, weighted by area. Differentiable.
 
     Args:
         vertices: (V, 3).
         faces: (F, 3) indices into the vertices.
         normal_faces: (F, 3) which normals the faces' corners have: `faces` itself where no edge is hard.
+        count: M, above all numbers in `normal_faces`.
     """
     crosses = _face_crosses(vertices, faces)
-    total = vertices.new_zeros(int(normal_faces.max()) + 1, 3)
+    total = vertices.new_zeros(count, 3)
     return F.normalize(total.index_add(0, normal_faces.flatten(), crosses.repeat_interleave(3, dim=0)), dim=1)
 
 
