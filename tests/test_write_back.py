@@ -549,3 +549,102 @@ def test_a_texture_of_one_texel(file: GltfFile, tmp_path: Path):
     metal = {"baseColorTexture": {"index": file.texture(np.full((1, 1, 3), 90, np.uint8))}}
     file.show(file.quad(material=file.add("materials", pbrMetallicRoughness=metal)))
     assert paintable(load_mesh(file.save(tmp_path))).texture.shape == (512, 512, 3)
+
+
+def rendered(glb: Glb, name: str, weights: list[float], primitive: int = 0) -> np.ndarray:
+    """An attribute as the specification morphs it (3.7.2.2): plus the weighted displacements, (V, 3)."""
+    values = glb.attribute(name, primitive)[:, :3].astype(np.float64)
+    targets = glb.primitives()[primitive]["targets"]
+    return values + sum(w * glb.array(target[name]) for w, target in zip(weights, targets) if name in target)
+
+
+def morphed(file: GltfFile, displaced: list[list[float]], weights: list[float]) -> None:
+    """A bent quad whose normals targets displace, each by one vector."""
+    primitive = file.quad()
+    del primitive["attributes"]["TEXCOORD_0"]
+    primitive["attributes"]["NORMAL"] = file.accessor([[0, 0, 1]] * 4)
+    primitive["targets"] = [
+        {"POSITION": file.accessor(RNG.normal(size=(4, 3)) * 0.1), "NORMAL": file.accessor([vector] * 4)}
+        for vector in displaced
+    ]
+    file.root(mesh=file.add("meshes", primitives=[primitive], weights=weights), rotation=[0, 0.6, 0, 0.8])
+
+
+@pytest.mark.parametrize(
+    ("displaced", "weights"),
+    [
+        ([[0.6, 0, -0.2]], [1]),
+        # Two targets that turn the normals by 90 degrees, and one by nearly 180.
+        ([[0.5, 0, -0.5], [1, 0, -1]], [1, 0.5]),
+        ([[0.1, 0, -1.9]], [1]),
+        ([[0.3, 0.2, 0], [0, 9, 9]], [0.5, 0]),
+    ],
+)
+def test_normals_of_morph_targets_count_once(
+    displaced: list[list[float]], weights: list[float], file: GltfFile, tmp_path: Path
+):
+    morphed(file, displaced, weights)
+
+    def bent(mesh: Mesh) -> Mesh:
+        return replace(mesh, vertices=mesh.vertices + 0.2 * mesh.vertices[:, [1, 2, 0]] * mesh.vertices)
+
+    _, after, path = write(file, tmp_path, bent)
+    places, normals = (rendered(after, name, weights) for name in ("POSITION", "NORMAL"))
+    # Smooth normals, each the mean of the faces around its vertex.
+    wanted = np.zeros((4, 3))
+    for face in after.array(after.primitives()[0]["indices"]).reshape(-1, 3):
+        a, b, c = places[face]
+        wanted[face] += np.cross(b - a, c - a)
+    turned = wanted / np.linalg.norm(wanted, axis=1, keepdims=True)
+    assert np.abs(normals / np.linalg.norm(normals, axis=1, keepdims=True) - turned).max() < 1e-5
+    assert np.abs(np.linalg.norm(after.attribute("NORMAL"), axis=1) - 1).max() < 1e-6
+    assert np.abs(load_mesh(path).vertices - bent(load_mesh(tmp_path / "a file.glb")).vertices).max() < 1e-6
+
+
+def test_targets_keep_their_normals_where_that_is_possible(file: GltfFile, tmp_path: Path):
+    morphed(file, [[0.6, 0, -0.2]], [1])
+    before, after, _ = write(file, tmp_path, moved)
+    (old,), (new,) = (glb.primitives()[0]["targets"] for glb in (before, after))
+    for name in ("POSITION", "NORMAL"):
+        assert after.array(new[name]).tobytes() == before.array(old[name]).tobytes()
+
+
+def test_new_tangents_are_not_displaced_as_the_old_ones(file: GltfFile, tmp_path: Path):
+    number = file.add("materials", pbrMetallicRoughness={"baseColorTexture": {"index": file.texture(NOISE)}})
+    primitive = file.quad(material=number)
+    primitive["attributes"] |= {
+        "NORMAL": file.accessor([[0, 0, 1]] * 4),
+        "TANGENT": file.accessor([[0, 1, 0, 1]] * 4),
+    }
+    still = file.accessor(np.zeros((4, 3)))
+    primitive["targets"] = [{"POSITION": still, "TANGENT": file.accessor([[1, -1, 0]] * 4)}]
+    file.root(mesh=file.add("meshes", primitives=[primitive], weights=[0.5]))
+    bumps = np.full((32, 32, 3), [0.5, 0.5, 1], np.float32)
+    _, after, _ = write(file, tmp_path, lambda mesh: replace(mesh, normal_map=bumps))
+    # u grows along +x.
+    assert np.abs(rendered(after, "TANGENT", [0.5]) - [1, 0, 0]).max() < 1e-6
+
+
+@pytest.mark.parametrize("scale", [[1, 1, 0], [2, 0, 1], [0.5, 0, 0]])
+def test_directions_are_of_unit_length_where_a_node_scales_to_nothing(
+    scale: list[float], file: GltfFile, tmp_path: Path
+):
+    metal = {"baseColorTexture": {"index": file.texture(NOISE)}}
+    primitive = file.quad(material=file.add("materials", pbrMetallicRoughness=metal))
+    primitive["attributes"]["NORMAL"] = file.accessor([[0, 0, 1]] * 4)
+    file.show(primitive, scale=scale, rotation=[0, 0.6, 0, 0.8])
+    # Another part, that can move.
+    file.show(primitive, translation=[0.1, 1, 0])
+    bumps = np.full((32, 32, 3), [0.5, 0.5, 1], np.float32)
+    before, after, path = write(file, tmp_path, lambda mesh: replace(moved(mesh), normal_map=bumps))
+    for name in ("NORMAL", "TANGENT"):
+        for number in (0, 1):
+            lengths = np.linalg.norm(after.attribute(name, number)[:, :3], axis=1)
+            assert np.abs(lengths - 1).max() < 1e-6
+            assert np.isfinite(after.attribute("POSITION", number)).all()
+    # The way that the vertices took is the one asked for without its part along the axis.
+    given = load_mesh(tmp_path / "a file.glb")
+    turn = np.array([[0.28, 0, 0.96], [0, 1, 0], [-0.96, 0, 0.28]]) * (np.array(scale) != 0)
+    asked, went = moved(given).vertices - given.vertices, load_mesh(path).vertices - given.vertices
+    assert np.abs(went[:4] - asked[:4] @ turn @ turn.T).max() < 1e-6
+    assert np.abs(went[4:] - asked[4:]).max() < 1e-6

@@ -18,8 +18,8 @@ from .gltf import INSTANCING, GltfPart, GltfScene
 from .gltf_document import DRACO, objects
 from .gltf_draft import Draft
 from .gltf_materials import CLAMP_TO_EDGE, REPEAT, SPECULAR_GLOSSINESS, TRANSFORM
-from .gltf_nodes import unit
 from .mesh import Floats, Ints, Mesh
+from .node_space import before_displacement, local_normals, local_tangents, reached, to_local
 from .normal_map import tangents
 from .to_gltf import new_texture, to_bytes
 
@@ -47,12 +47,10 @@ class GltfSource:
         - Texture: where it lies on the file's own UVs for its one texture, the picture is replaced; else all materials
           show the mesh's texture in place of their own base colour. Faces, their order and other sets of UVs stay;
           new UVs split vertices.
-        - Geometry: vertices move in their nodes' spaces, and the normals of the faces there follow, hard edges too;
-          tangents are left to the viewer.
+        - Geometry: vertices move in their nodes' spaces, though not along axes that these scale to 0, and the normals
+          of the faces there follow, hard edges too; tangents are left to the viewer. Morph targets stay, and with the
+          default weights show all that as it is here.
         - A mesh that several nodes show becomes one for each where vertices moved or were split.
-
-        Not right yet: where vertices moved, the displacements that morph targets have of normals count twice; a vertex
-        cannot move along an axis that its node scales to 0.
 
         Args:
             mesh: with the faces of `self.mesh` in their order.
@@ -99,10 +97,12 @@ class _Writer:
         return self._tree["meshes"][mesh]["primitives"][part.primitive]
 
     def _displacements(self) -> Floats:
-        """How far each vertex of the file was moved, (V, 3), in the scene."""
+        """How far each vertex of the file was moved, (V, 3), in the scene, as far as its node lets it."""
         start = np.concatenate([part.positions for part in self._parts]).astype(np.float32)
         moved = np.zeros(start.shape)
         moved[self._origin] = self._after.vertices.astype(np.float64) - start[self._origin]
+        for part, rows in zip(self._parts, self._vertices):
+            moved[rows] = reached(part.matrices[:, :3, :3], moved[rows])
         return moved
 
     def _give_each_its_own(self) -> None:
@@ -147,13 +147,38 @@ class _Writer:
                 continue
             self._unpack(primitive)
             linear, local = part.matrices[:, :3, :3], part.local
-            shift = np.einsum("vij,vj->vi", np.linalg.pinv(linear), moved[rows])
+            shift = to_local(linear, moved[rows])
             stays = (moved[rows] == 0).all(axis=1, keepdims=True)
             self._set(primitive, "POSITION", np.where(stays, local["POSITION"], local["POSITION"] + shift))
             if "NORMAL" in local:
-                own = _to_local(linear, normals[rows])
+                own = self._under_targets(part, primitive, local_normals(linear, normals[rows]), turned[rows])
                 self._set(primitive, "NORMAL", np.where(turned[rows, None], own, local["NORMAL"]))
             self._leave_out(primitive, "TANGENT", len(local["POSITION"]))
+
+    def _under_targets(self, part: GltfPart, primitive: dict[str, Any], normals: Floats, turned: np.ndarray) -> Floats:
+        """The normals (V, 3) that become these under the morph targets' default weights, where turned (V,)."""
+        weights = self._weights(part)
+        displaced = [
+            (target, self._draft.values(target["NORMAL"]).astype(np.float64), weight)
+            for target, weight in zip(primitive.get("targets", []), weights)
+            if "NORMAL" in target and weight
+        ]
+        if not displaced:
+            return normals
+        total = sum(weight * values for _, values, weight in displaced)
+        made, lacks = before_displacement(normals, part.local["NORMAL"].astype(np.float64), total)
+        lacks[~turned] = 0
+        if lacks.any():
+            share = lacks / sum(weight**2 for _, _, weight in displaced)
+            for target, values, weight in displaced:
+                target["NORMAL"] = self._draft.accessor((values + weight * share).astype(np.float32))
+        return made
+
+    def _weights(self, part: GltfPart) -> list[float]:
+        """Of the morph targets, by default."""
+        document = self._scene.document
+        mesh = document.item("meshes", part.mesh)
+        return document.item("nodes", part.node).get("weights", mesh.get("weights", []))
 
     def _normals(self, moved: Floats) -> tuple[Floats, np.ndarray]:
         """Normals of the moved vertices, (V, 3), and whether a face at them changed, (V,)."""
@@ -272,11 +297,13 @@ class _Writer:
             linear = part.matrices[:, :3, :3]
             if len(linear) > 1:
                 linear = linear[self._origin[shown] - rows.start]
-            along = unit(np.einsum("vij,vj->vi", np.linalg.pinv(linear), bent[shown, :3]))
+            along = local_tangents(linear, bent[shown, :3])
             side = bent[shown, 3:] * np.where(np.linalg.det(linear) < 0, -1, 1)[:, None]
+            # What targets displace of them was drawn for others.
+            self._leave_out(primitive, "TANGENT", len(shown))
             self._set(primitive, "TANGENT", np.concatenate([along, side], axis=1))
             if "NORMAL" not in primitive["attributes"]:
-                self._set(primitive, "NORMAL", _to_local(linear, normals[shown]))
+                self._set(primitive, "NORMAL", local_normals(linear, normals[shown]))
 
     def _materials(self) -> list[dict[str, Any]]:
         """Those of the parts, so that nothing else in the file has them too."""
@@ -355,11 +382,6 @@ def _as_in_file(part: GltfPart, faces: Ints) -> Ints:
     """A part's faces with their corners in the order that the file has them; mirrored ones were turned."""
     mirrored = np.broadcast_to(np.linalg.det(part.matrices[:, :3, :3]) < 0, len(part.positions))[part.faces[:, 0]]
     return np.where(mirrored[:, None], faces[:, [0, 2, 1]], faces)
-
-
-def _to_local(linear: Floats, normals: Floats) -> Floats:
-    """Normals (V, 3) in the scene in the space that linear maps (1 or V, 3, 3) lead to it from."""
-    return unit(np.einsum("vji,vj->vi", linear, normals))
 
 
 def _with_alpha(pixels: np.ndarray, alpha: np.ndarray | None) -> np.ndarray:
