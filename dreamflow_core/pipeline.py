@@ -180,13 +180,13 @@ def optimise_mesh(
     Args:
         prior: the model and its prompts.
         mesh: any; it is moved to where cameras see it and back, and gets the texture it lacks. UVs that painting has
-            trouble with are one line of the log (`uv_warning`).
+            trouble with are one line of the log (`uv_warning`), and so is what its file keeps or loses (`Source`).
         seed: of everything random.
         on_progress, cancelled, checkpoint: see `apfo.optimise`.
 
     Raises:
         ValueError: the size does not fit the model.
-        BadMesh: the texture size is out of range, or an atlas cannot be made.
+        BadMesh: the texture size is out of range, an atlas cannot be made, or no vertex can move.
     """
     from .mesh.prepare import framed, paintable, uv_warning
     from .scenes.mesh import MeshScene
@@ -195,7 +195,10 @@ def optimise_mesh(
     if stage.scene.needs_atlas and not stage.unwrap and (warning := uv_warning(mesh)):
         logging.warning("the mesh: %s", warning)
     painted = stage.scene.needs_atlas or stage.unwrap
-    placed, back = framed(paintable(mesh, stage.texture_size, stage.unwrap) if painted else mesh)
+    ready = paintable(mesh, stage.texture_size, stage.unwrap) if painted else mesh
+    if mesh.source is not None and (notice := mesh.source.notice(ready, stage.scene.rates())):
+        logging.warning("%s", notice)
+    placed, back = framed(ready)
     scene = MeshScene(placed, stage.scene, stage.views, seed=seed, device=_device(prior))
     shape, paint = (mesh.vertices, mesh.faces, mesh.uvs), (mesh.texture, mesh.normal_map, mesh.colours)
     checkpoint = _of(checkpoint, mesh=_digest(*shape, *paint))

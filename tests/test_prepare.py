@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import trimesh
+from gltf_file import GltfFile
 from test_cli import run as run_command
 from test_mesh_scene import VIEWS
 from truth_prior import TruthPrior
@@ -169,3 +170,17 @@ def test_the_command_unwraps_if_asked(unwrap: bool, tmp_path: Path):
     assert made.texture.shape == (64, 64, 3)
     assert np.array_equal(made.uvs, mesh.uvs) != unwrap
     assert (uv_warning(made) is None) == unwrap
+
+
+def test_a_stage_says_what_its_file_loses_before_it_starts(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    file = GltfFile()
+    primitive = file.quad()
+    primitive["attributes"]["NORMAL"] = file.accessor([[0, 0, 1]] * 4)
+    file.show(primitive)
+    file.show(primitive, scale=[1, 1, 0])
+    mesh = load_mesh(file.save(tmp_path), kept_in="the GLB file")
+    stage = MeshStage(scene=MeshSettings(size=48, optimise="geometry"), views=ViewRange(views=1), method="sds")
+    with caplog.at_level(logging.WARNING):
+        optimise_mesh(TruthPrior("cube", (0.97, 0.5, 0.04), 48), FEW, mesh, stage, seed=0)
+    said = "lost in the GLB file: moves along axes of scale 0 (nodes: 1)"
+    assert [record.getMessage() for record in caplog.records] == [f"{tmp_path / 'a file.glb'}: {said}"]

@@ -20,7 +20,7 @@ from other_tools import Missing, khronos_complaints
 from PIL import Image
 
 from dreamflow_core.mesh.files import load_mesh, save_mesh
-from dreamflow_core.mesh.mesh import Mesh
+from dreamflow_core.mesh.mesh import BadMesh, Mesh
 from dreamflow_core.mesh.prepare import paintable
 
 SIZES = {"SCALAR": 1, "VEC2": 2, "VEC3": 3, "VEC4": 4, "MAT4": 16}
@@ -636,7 +636,7 @@ def test_directions_are_of_unit_length_where_a_node_scales_to_nothing(
     # Another part, that can move.
     file.show(primitive, translation=[0.1, 1, 0])
     bumps = np.full((32, 32, 3), [0.5, 0.5, 1], np.float32)
-    before, after, path = write(file, tmp_path, lambda mesh: replace(moved(mesh), normal_map=bumps))
+    _, after, path = write(file, tmp_path, lambda mesh: replace(moved(mesh), normal_map=bumps))
     for name in ("NORMAL", "TANGENT"):
         for number in (0, 1):
             lengths = np.linalg.norm(after.attribute(name, number)[:, :3], axis=1)
@@ -648,3 +648,135 @@ def test_directions_are_of_unit_length_where_a_node_scales_to_nothing(
     asked, went = moved(given).vertices - given.vertices, load_mesh(path).vertices - given.vertices
     assert np.abs(went[:4] - asked[:4] @ turn @ turn.T).max() < 1e-6
     assert np.abs(went[4:] - asked[4:]).max() < 1e-6
+
+
+def in_variants(*numbers: int) -> dict[str, Any]:
+    """The extension of a primitive that has these materials as variants."""
+    mappings = [{"material": number, "variants": [place]} for place, number in enumerate(numbers)]
+    return {"KHR_materials_variants": {"mappings": mappings}}
+
+
+def with_variants(file: GltfFile, count: int) -> None:
+    file.uses("KHR_materials_variants")
+    named = [{"name": f"look {number}"} for number in range(count)]
+    file.tree["extensions"] = {"KHR_materials_variants": {"variants": named}}
+
+
+def test_other_variants_keep_their_look(file: GltfFile, tmp_path: Path):
+    """Two parts that have each other's material as a variant, and their own."""
+    with_variants(file, 2)
+    tiled = [{"baseColorTexture": {"index": file.texture(pixels[..., :3])}} for pixels in (NOISE, OTHER)]
+    numbers = [file.add("materials", pbrMetallicRoughness=base) for base in tiled]
+    for one, other in ((0, 1), (1, 0)):
+        mappings = in_variants(numbers[one], numbers[other])
+        primitive = file.quad(material=numbers[one], extensions=mappings)
+        primitive["attributes"]["TEXCOORD_0"] = file.accessor(np.array(UVS) * 2.5)
+        file.show(primitive, translation=[2 * one, 0, 0])
+    before, after, path = write(file, tmp_path, painted)
+    for number, primitive in enumerate(after.primitives()):
+        own, other = primitive["extensions"]["KHR_materials_variants"]["mappings"]
+        assert own["material"] == primitive["material"]
+        used = after.tree["materials"][other["material"]]["pbrMetallicRoughness"]["baseColorTexture"]
+        assert np.array_equal(after.picture(used), (OTHER, NOISE[..., :3])[number])
+        assert np.array_equal(after.corners("TEXCOORD_0", number), before.corners("TEXCOORD_0", number))
+    given, read = painted(load_mesh(tmp_path / "a file.glb")), load_mesh(path)
+    assert np.abs(read.texture - given.texture).max() < 0.5 / 255 + 1e-5
+
+
+def notice(file: GltfFile, folder: Path, *optimised: str, unwrap: bool = False) -> str:
+    """What is said before a stage optimises this, without the file's name."""
+    mesh = load_mesh(file.save(folder), kept_in="the GLB")
+    said = mesh.source.notice(mesh if optimised == ("vertices",) else paintable(mesh, 64, unwrap), optimised)
+    return "" if said is None else said.removeprefix(f"{folder / 'a file.glb'}: ")
+
+
+def test_vertex_colours_of_other_variants_are_named(file: GltfFile, tmp_path: Path):
+    with_variants(file, 1)
+    numbers = [file.add("materials", pbrMetallicRoughness={"baseColorFactor": [k, 1, 1, 1]}) for k in (0, 1)]
+    primitive = file.quad(material=numbers[0], extensions=in_variants(numbers[1]))
+    primitive["attributes"] |= {"NORMAL": file.accessor([[0, 0, 1]] * 4), "COLOR_0": file.accessor([[1, 0.5, 1]] * 4)}
+    file.show(primitive)
+    said = "lost in the GLB: vertex colours (COLOR_0) of its other variants"
+    assert notice(file, tmp_path, "texture") == said
+    assert notice(file, tmp_path, "vertices") == ""
+    primitive["extensions"] = in_variants(numbers[0])
+    assert notice(file, tmp_path, "texture") == ""
+
+
+def test_what_is_kept_is_what_the_stage_keeps(file: GltfFile, tmp_path: Path):
+    nearest = file.add("samplers", magFilter=9728)
+    bumps = {"index": file.texture(OTHER), "scale": 0.5}
+    metal = {"baseColorTexture": {"index": file.texture(NOISE, sampler=nearest)}}
+    file.show(file.quad(material=file.add("materials", pbrMetallicRoughness=metal, normalTexture=bumps)))
+    squares, bent = "texels as squares", "normal map, flat faces, as it has no normals"
+    everything_kept = f"kept in the GLB, but not shown: {squares}, {bent}"
+    for optimised in (("texture",), ("vertices",), ("texture", "vertices")):
+        assert notice(file, tmp_path, *optimised) == everything_kept
+    wanted = f"kept in the GLB, but not shown: {squares}; lost in the GLB: {bent}"
+    assert notice(file, tmp_path, "normal_map") == wanted
+    wanted = f"kept in the GLB, but not shown: {bent}; lost in the GLB: {squares}"
+    assert notice(file, tmp_path, "texture", unwrap=True) == wanted
+    # And so it is.
+    _, after, _ = write(file, tmp_path, lambda mesh: paintable(mesh, 64, new_uvs=True))
+    (material,) = after.tree["materials"]
+    base = after.tree["textures"][material["pbrMetallicRoughness"]["baseColorTexture"]["index"]]
+    assert after.tree["samplers"][base["sampler"]]["magFilter"] == 9729
+    assert material["normalTexture"]["scale"] == 0.5 and "NORMAL" not in after.primitives()[0]["attributes"]
+
+
+def test_axes_along_which_nothing_moves_are_named(file: GltfFile, tmp_path: Path):
+    primitive = file.quad()
+    primitive["attributes"]["NORMAL"] = file.accessor([[0, 0, 1]] * 4)
+    file.show(primitive)
+    file.show(primitive, scale=[1, 1, 0])
+    file.show(primitive, scale=[0, 0, 0])
+    said = "lost in the GLB: moves along axes of scale 0 (nodes: 1, 2)"
+    assert notice(file, tmp_path, "vertices") == said
+    assert notice(file, tmp_path, "texture") == ""
+    for node in file.tree["nodes"]:
+        node["scale"] = [0, 0, 0]
+    with pytest.raises(BadMesh, match="none of its vertices can move"):
+        notice(file, tmp_path, "vertices")
+
+
+def test_files_that_extensions_name_are_named(file: GltfFile, tmp_path: Path):
+    primitive = file.quad()
+    primitive["attributes"]["NORMAL"] = file.accessor([[0, 0, 1]] * 4)
+    file.show(primitive)
+    file.uses("KHR_audio_emitter")
+    file.uses("EXT_structural_metadata")
+    sounds = [{"uri": "sound.mp3"}, {"uri": "data:audio/mpeg;base64,"}, {"uri": "https://example.org/sound.mp3"}]
+    metadata = {"schemaUri": "schema.json"}
+    file.tree["extensions"] = {"KHR_audio_emitter": {"audio": sounds}, "EXT_structural_metadata": metadata}
+    said = notice(file, tmp_path, "texture").removeprefix("lost in the GLB: ").split(", ")
+    assert sorted(said) == [
+        "the file schema.json that its EXT_structural_metadata names",
+        "the file sound.mp3 that its KHR_audio_emitter names",
+    ]
+
+
+def test_instances_keep_attributes_of_their_own(file: GltfFile, tmp_path: Path):
+    primitive = file.quad()
+    del primitive["attributes"]["TEXCOORD_0"]
+    tints = RNG.integers(256, size=(2, 4), dtype=np.uint8)
+    attributes = {
+        "TRANSLATION": file.accessor([[0, 0, 0], [2, 0, 0]]),
+        "_COLOR_0": file.accessor(tints, UBYTE, normalized=True),
+        "_FEATURE_ID_0": file.accessor([7, 9]),
+    }
+    features = {"featureIds": [{"featureCount": 2, "attribute": 0}]}
+    extensions = {"EXT_mesh_gpu_instancing": {"attributes": attributes}, "EXT_instance_features": features}
+    file.show(primitive, extensions=extensions, scale=[0.5, 1, 1])
+    file.uses("EXT_mesh_gpu_instancing", required=True)
+    file.uses("EXT_instance_features")
+    _, after, path = write(file, tmp_path, moved)
+    parent, *children = after.tree["nodes"]
+    assert parent["children"] == [1, 2] and "extensions" not in parent
+    for number, child in enumerate(children):
+        kept = child["extensions"]["EXT_mesh_gpu_instancing"]["attributes"]
+        assert np.array_equal(after.array(kept["_COLOR_0"]), tints[number : number + 1])
+        assert after.tree["accessors"][kept["_COLOR_0"]]["normalized"]
+        assert after.array(kept["_FEATURE_ID_0"]) == [[(7, 9)[number]]]
+        assert child["extensions"]["EXT_instance_features"] == features
+    wanted = moved(load_mesh(tmp_path / "a file.glb"))
+    assert np.abs(load_mesh(path).vertices - wanted.vertices).max() < 1e-6

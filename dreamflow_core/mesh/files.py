@@ -72,7 +72,7 @@ def load_mesh(path: Path, kept_in: str = "") -> Mesh:
 
     Args:
         kept_in: what the mesh will be written to with `save_mesh` as GLB, or `Mesh.source`, for the log. Then it
-            remembers its file (`Mesh.source`), so that nothing is left out there. Empty if it will not.
+            remembers its file (`Mesh.source`), which keeps what a stage does not replace. Empty if it will not.
 
     Raises:
         BadFile: the file is missing, broken, of another format, or holds no usable mesh.
@@ -84,10 +84,11 @@ def load_mesh(path: Path, kept_in: str = "") -> Mesh:
         scene = read(path)
         mesh, said, unseen = one_mesh(scene)
         if kept_in:
-            mesh = replace(mesh, source=_as_source(scene, mesh, path))
+            source = replace(_as_source(scene, mesh, path), unseen=tuple(unseen), kept_in=kept_in)
+            mesh = replace(mesh, source=source)
     said += _far_away(scene)
     if unseen:
-        said.append(f"{f'kept in {kept_in}, but not shown' if kept_in else 'left out'}: {', '.join(unseen)}")
+        said.append(f"{'not shown' if kept_in else 'left out'}: {', '.join(unseen)}")
     if said:
         logging.warning("%s: %s", path, "; ".join(said))
     return mesh

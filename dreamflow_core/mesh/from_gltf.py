@@ -17,6 +17,12 @@ from .mesh import Floats, Mesh
 from .scene import Part, Scene
 from .unwrap import unwrap_at
 
+NORMAL_MAP = "normal map"
+SQUARES = "texels as squares"
+# Without normals glTF's faces are flat.
+FLAT_FACES = "flat faces, as it has no normals"
+SOME_NORMALS = "normals, as some parts have none"
+
 _SIZES = (512, 1024, 2048, 4096)
 """Sides that an atlas may have into which several textures are baked."""
 _VERTEX_TEXELS = 4
@@ -208,9 +214,9 @@ def _unseen(scene: Scene, mesh: Mesh) -> list[str]:
     if any(material.alpha_mode != "OPAQUE" for material in materials):
         unseen.append("transparency")
     if any(material.base_texture and material.base_texture.nearest for material in materials):
-        unseen.append("texels as squares")
+        unseen.append(SQUARES)
     if any(material.normal_texture for material in materials) and mesh.normal_map is None:
-        unseen.append("normal map")
+        unseen.append(NORMAL_MAP)
     for name in ("metallic_roughness", "occlusion"):
         if any(getattr(material, f"{name}_texture") for material in materials):
             unseen.append(f"{name.replace('_', '-')} map")
@@ -219,7 +225,5 @@ def _unseen(scene: Scene, mesh: Mesh) -> list[str]:
     if not mesh.unlit and any(material.unlit for material in materials):
         unseen.append("unlit materials among lit ones")
     if mesh.normals is None and not mesh.unlit:
-        # Without normals glTF's faces are flat.
-        some = any(part.normals is not None for part in scene.parts)
-        unseen.append("normals, as some parts have none" if some else "flat faces, as it has no normals")
+        unseen.append(SOME_NORMALS if any(part.normals is not None for part in scene.parts) else FLAT_FACES)
     return unseen

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -18,6 +19,17 @@ class BadMesh(ValueError):
 
 class Source(Protocol):
     """A file that a mesh was read of."""
+
+    def notice(self, mesh: Mesh, optimised: Collection[str]) -> str | None:
+        """What of the file `glb` will keep that is not shown, and what it cannot; None if there is no such thing.
+
+        Args:
+            mesh: as it is before it is optimised.
+            optimised: "texture", "vertices", "normal_map".
+
+        Raises:
+            BadMesh: vertices are to move and none can.
+        """
 
     def glb(self, mesh: Mesh) -> bytes:
         """The file with what became of the mesh, as a GLB file."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,12 +18,14 @@ from .gltf import INSTANCING, GltfPart, GltfScene
 from .gltf_document import DRACO, objects
 from .gltf_draft import Draft
 from .gltf_materials import CLAMP_TO_EDGE, REPEAT, SPECULAR_GLOSSINESS, TRANSFORM
+from .losses import VARIANTS, losses
 from .mesh import Floats, Ints, Mesh
 from .node_space import before_displacement, local_normals, local_tangents, reached, to_local
 from .normal_map import tangents
 from .to_gltf import new_texture, to_bytes
 
-_VARIANTS = "KHR_materials_variants"
+_OF_INSTANCES = ("EXT_instance_features",)
+"""Extensions of nodes that tell what instances' attributes mean."""
 _BASE_TEXTURES = ("baseColorTexture", "diffuseTexture")
 
 
@@ -35,11 +37,28 @@ class GltfSource:
         scene: what the document shows.
         mesh: its parts, one after the other, as `from_gltf.one_mesh` joins them.
         draft: of the document.
+        unseen: what it shows that the mesh has no place for, a few words each.
+        kept_in: what `glb` will be, for the log.
     """
 
     scene: GltfScene
     mesh: Mesh
     draft: Draft
+    unseen: tuple[str, ...] = ()
+    kept_in: str = ""
+
+    def notice(self, mesh: Mesh, optimised: Collection[str]) -> str | None:
+        """See `Source`."""
+        painted = "texture" in optimised or _differ(self.mesh.texture, mesh.texture)
+        bent = "normal_map" in optimised or _differ(self.mesh.normal_map, mesh.normal_map)
+        repainted = painted and (mesh.origin is not None or self.mesh.texture is None)
+        lost = [*losses(self.scene, self.unseen, repainted=repainted, bent=bent, moved="vertices" in optimised)]
+        kept = [name for name in self.unseen if name not in lost]
+        said = [
+            *([f"kept in {self.kept_in}, but not shown: {', '.join(kept)}"] if kept else []),
+            *([f"lost in {self.kept_in}: {', '.join(lost)}"] if lost else []),
+        ]
+        return f"{self.scene.document.path}: {'; '.join(said)}" if said else None
 
     def glb(self, mesh: Mesh) -> bytes:
         """The document as a GLB file with what became of the mesh.
@@ -126,18 +145,23 @@ class _Writer:
             if part.instance == 0:
                 nodes[part.node].pop("mesh", None)
                 nodes[part.node].pop("weights", None)
-                _without_extension(nodes[part.node], INSTANCING)
+                for name in (INSTANCING, *_OF_INSTANCES):
+                    _without_extension(nodes[part.node], name)
         self._primitives = [self._primitive(part, places[part.node, part.instance]) for part in self._parts]
 
     def _part_instance(self, node: int, instance: int, mesh: int) -> None:
-        """Make one of a node's instances a node below it."""
-        attributes = self._draft.document.item("nodes", node)["extensions"][INSTANCING]["attributes"]
-        names = (name for name in ("TRANSLATION", "ROTATION", "SCALE") if name in attributes)
-        place = {name.lower(): self._draft.document.values(attributes[name])[instance].tolist() for name in names}
+        """Make one of a node's instances a node below it; with attributes of its own it stays an instance, the one."""
+        extensions = self._draft.document.item("nodes", node)["extensions"]
+        attributes = extensions[INSTANCING]["attributes"]
         given = self._tree["nodes"][node]
-        weights = {"weights": given["weights"]} if "weights" in given else {}
-        child = self._draft.add("nodes", mesh=mesh, **place, **weights)
-        self._tree["nodes"][node].setdefault("children", []).append(child)
+        more: dict[str, Any] = {"weights": given["weights"]} if "weights" in given else {}
+        if attributes.keys() <= {"TRANSLATION", "ROTATION", "SCALE"}:
+            more |= {name.lower(): self._draft.values(n)[instance].tolist() for name, n in attributes.items()}
+        else:
+            alone = {name: self._draft.taken(n, np.array([instance])) for name, n in attributes.items()}
+            kept = {name: extensions[name] for name in _OF_INSTANCES if name in extensions}
+            more["extensions"] = copy.deepcopy({**kept, INSTANCING: {**extensions[INSTANCING], "attributes": alone}})
+        given.setdefault("children", []).append(self._draft.add("nodes", mesh=mesh, **more))
 
     def _move(self, moved: Floats) -> None:
         """Move the file's vertices by displacements (V, 3) in the scene."""
@@ -165,7 +189,7 @@ class _Writer:
         ]
         if not displaced:
             return normals
-        total = sum(weight * values for _, values, weight in displaced)
+        total = np.sum([weight * values for _, values, weight in displaced], axis=0)
         made, lacks = before_displacement(normals, part.local["NORMAL"].astype(np.float64), total)
         lacks[~turned] = 0
         if lacks.any():
@@ -195,12 +219,11 @@ class _Writer:
 
     def _free_set(self, replaced: set[str]) -> int:
         """The number of a set of UVs through which only textures of these names are seen: the first, or a new one."""
-        tree = self._tree
-        has_variants = _VARIANTS in tree.get("extensions", {})
+        variants = self._other_variants()
         taken = set()
-        for number, material in enumerate(tree.get("materials", [])):
-            own = number in self._scene.materials
-            if own or has_variants:
+        for number, material in enumerate(self._tree.get("materials", [])):
+            own = number in self._scene.materials and number not in variants
+            if own or number in variants:
                 taken |= {
                     used.get("extensions", {}).get(TRANSFORM, {}).get("texCoord", used.get("texCoord", 0))
                     for path, used in objects(material)
@@ -306,10 +329,13 @@ class _Writer:
                 self._set(primitive, "NORMAL", local_normals(linear, normals[shown]))
 
     def _materials(self) -> list[dict[str, Any]]:
-        """Those of the parts, so that nothing else in the file has them too."""
+        """Those of the parts, so that nothing else in the file, nor another variant of a part, has them too."""
         own = {id(primitive) for primitive in self._primitives}
-        every = (primitive for mesh in self._tree["meshes"] for primitive in mesh["primitives"])
-        others = {primitive.get("material") for primitive in every if id(primitive) not in own}
+        every = [primitive for mesh in self._tree["meshes"] for primitive in mesh["primitives"]]
+        others = self._other_variants()
+        for primitive in every:
+            if id(primitive) not in own:
+                others |= {primitive.get("material"), *(mapping["material"] for mapping in _mappings(primitive))}
         made: dict[int | None, int] = {}
         for primitive in self._primitives:
             number = primitive.get("material")
@@ -320,7 +346,19 @@ class _Writer:
                 else:
                     made[number] = number
             primitive["material"] = made[number]
+            for mapping in _mappings(primitive):
+                if mapping["material"] == number:
+                    mapping["material"] = made[number]
         return [self._tree["materials"][number] for number in dict.fromkeys(made.values())]
+
+    def _other_variants(self) -> set[int | None]:
+        """The numbers of the materials that the parts have in other variants than the one shown."""
+        return {
+            mapping["material"]
+            for primitive in self._primitives
+            for mapping in _mappings(primitive)
+            if mapping["material"] != primitive.get("material")
+        }
 
     def _leave_out_colours(self, primitive: dict[str, Any], alpha_too: bool) -> None:
         """Vertex colours are in the texture now."""
@@ -367,6 +405,11 @@ def _bases(material: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str, str]
     if glossy is not None:
         yield glossy, "diffuseFactor", "diffuseTexture"
     yield material.setdefault("pbrMetallicRoughness", {}), "baseColorFactor", "baseColorTexture"
+
+
+def _mappings(primitive: dict[str, Any]) -> list[dict[str, Any]]:
+    """The materials of a primitive's variants, and of which."""
+    return primitive.get("extensions", {}).get(VARIANTS, {}).get("mappings", [])
 
 
 def _attributes(primitive: dict[str, Any]) -> list[dict[str, int]]:
