@@ -69,6 +69,29 @@ def test_round_trip(kind: str, suffix: str, tmp_path: Path, request: pytest.Fixt
         assert np.abs(read.colours - colour(mesh.vertices)).max() < 0.05
 
 
+@pytest.mark.parametrize("name", ["a.obj", "a.ply", ""])
+def test_a_bare_mesh_has_its_grey_in_other_programs(name: str, bare: Mesh, tmp_path: Path):
+    mesh = bare
+    if name:
+        save_mesh(tmp_path / name, bare)
+        if name == "a.obj":
+            # Without the material that is written.
+            text = (tmp_path / name).read_text()
+            (tmp_path / name).write_text("".join(line for line in text.splitlines(True) if "mtl" not in line))
+        mesh = load_mesh(tmp_path / name, kept_in="the GLB")
+    save_mesh(tmp_path / "written.glb", mesh)
+    base = Glb((tmp_path / "written.glb").read_bytes()).material["pbrMetallicRoughness"]
+    # A mesh without colours is drawn in 0.8, which is ((0.8 + 0.055) / 1.055)^2.4 of the light (IEC 61966-2-1).
+    assert base["baseColorFactor"] == pytest.approx([0.6038273] * 3 + [1], abs=1e-6)
+    read = load_mesh(tmp_path / "written.glb")
+    assert read.colours == pytest.approx(0.8, abs=1e-6)
+
+
+def test_a_texture_is_not_darkened_by_the_grey_of_bare_meshes(textured: Mesh, tmp_path: Path):
+    save_mesh(tmp_path / "a.glb", textured)
+    assert "baseColorFactor" not in Glb((tmp_path / "a.glb").read_bytes()).material["pbrMetallicRoughness"]
+
+
 def test_unlit_survives(textured: Mesh, tmp_path: Path):
     for unlit in (False, True):
         save_mesh(tmp_path / "a.glb", replace(textured, unlit=unlit))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,19 +12,24 @@ from PIL import ExifTags, Image
 
 from ..pictures import reading_picture
 from .beside import PictureFile
+from .colours import to_linear
 from .gltf_document import Document
 from .gltf_draft import Draft
 from .gltf_materials import Material, Pixels, Texture
+from .prepare import BARE
 from .scene import Part, Scene
 
 ROUGHNESS = 0.9
 """Of materials that say nothing of it; glTF's own default is a rough metal."""
+_BARE = (*[float(to_linear(np.float64(BARE)))] * 3, 1.0)
 _LINEAR, _LINEAR_MIPMAP_LINEAR = 9729, 9987
 _AS_THEY_ARE = {"PNG": "image/png", "JPEG": "image/jpeg"}
 
 
 def to_gltf(scene: Scene, path: Path) -> Document:
     """A document of one node whose primitives are the scene's parts, in their order; single precision.
+
+    Where nothing has a colour it is the grey in which such a mesh is drawn (`prepare.BARE`); glTF's own would be white.
 
     Args:
         path: names the node and the mesh.
@@ -32,7 +38,10 @@ def to_gltf(scene: Scene, path: Path) -> Document:
         BadFile: a texture cannot be read.
     """
     draft = Draft(Document(path, b'{"asset":{"version":"2.0","generator":"DreamFlow for ComfyUI"}}'))
-    materials = {number: _material(draft, material) for number, material in scene.materials.items()}
+    given = scene.materials
+    if all(part.material is None and part.colours is None for part in scene.parts):
+        given = {number: replace(material, base_colour=_BARE) for number, material in given.items()}
+    materials = {number: _material(draft, material) for number, material in given.items()}
     primitives = [_primitive(draft, part, materials[part.material]) for part in scene.parts]
     mesh = draft.add("meshes", name=path.stem, primitives=primitives)
     draft.tree |= {"scene": 0, "scenes": [{"nodes": [draft.add("nodes", name=path.stem, mesh=mesh)]}]}
