@@ -937,13 +937,25 @@ def test_obj_groups_change_nothing(tmp_path: Path):
         ("p 1\n", "", "its lines and points are not read"),
         ("cstype bezier\ndeg 3\ncurv 0 1 1 2 3 4\n", "", "its statements cstype, deg, curv are not read"),
         ("", "map_Kd -mm 0 2 four colours.png", "the option -mm of the map_kd of its material a is not applied"),
-        ("", "map_Ks four colours.png", "the map_ks of its material a is left out"),
-        ("", "map_Bump four colours.png", "the map_bump of its material a is left out"),
+        ("", "norm -bm 0.5 four colours.png", "the option -bm of the norm of its material a is not applied"),
+        ("", "Ks 0.5 0.5 0.5\nNs 96\nillum 2", "left out of its materials: Ks, Ns"),
+        ("", "Ke 1 0.5 0\nKa 0.1 0.1 0.1\nNi 1.45\nTf 0.5 1 1", "left out of its materials: Ke, Ka, Ni, Tf"),
+        ("", "Pr 0.3\nPm 1\nPs 0.1\nPc 1\nPcr 0.2\naniso 0.5", "left out of its materials: Pr, Pm, Ps, Pc, Pcr, aniso"),
+        ("", "map_Bump -bm 2 a.png\nmap_Pr b.png\nMAP_KS a.png", "left out of its materials: map_Bump, map_Pr, MAP_KS"),
+        ("", "map_d mask.png\nmap_Kd four colours.png", "left out of its materials: map_d"),
+        ("", "illum 7\nmap_Ka other.png", "left out of its materials: illum, map_Ka"),
     ],
 )
 def test_what_of_obj_is_not_read_is_said(text: str, mtl: str, said: str, tmp_path: Path):
     path = obj(tmp_path, f"{SQUARE}{SQUARE_UVS}{text}usemtl a\nf 1/1 2/2 3/3\n", f"newmtl a\n{mtl}\n")
     assert read_obj(path).warnings == [said]
+
+
+def test_what_of_a_material_changes_nothing_is_not_said(tmp_path: Path):
+    neutral = "Ka 0.8 0.5 0.2\nKd 0.8 0.5 0.2\nKs 0 0 0\nKe 0.0 0 0\nNi 1\nTf 1 1 1\nillum 1\nPm 0\n"
+    maps = "map_Kd four colours.png\nmap_Ka four colours.png\nmap_d -clamp on four colours.png\n"
+    path = obj(tmp_path, f"{SQUARE}{SQUARE_UVS}usemtl a\nf 1/1 2/2 3/3\n", f"newmtl a\n{neutral}{maps}newmtl b\nPr 1\n")
+    assert read_obj(path).warnings == []
 
 
 def test_obj_without_faces(tmp_path: Path):

@@ -33,8 +33,17 @@ _UP_TO_THREE = ("-o", "-s", "-t")
 """Options that one to three numbers follow."""
 _NOT_APPLIED = ("-cc", "-imfchan", "-mm", "-t")
 """Those that change what a texture shows. The others concern bumps, or filters."""
-_MAPS = ("map_", "bump", "disp", "decal", "norm", "refl")
-_MOST_NAMES = 5
+_READ = ("kd", "d", "tr", "map_kd", "map_d", "norm")
+"""What is read of a material."""
+_NEUTRAL = {
+    **dict.fromkeys(("ka", "ks", "ke", "pm", "ps", "pc", "aniso"), (0,)),
+    **dict.fromkeys(("ni", "tf"), (1,)),
+    "illum": (1, 2),
+}
+"""Numbers of other statements of a material that change nothing. Highlights (2) are what Ks makes of them."""
+_AMBIENT = {"ka": "kd", "map_ka": "map_kd"}
+"""What light from everywhere shows, and what other light does; mostly they are the same."""
+_MOST_NAMES, _MOST_STATEMENTS = 5, 20
 
 
 def read_obj(path: Path) -> Scene:
@@ -62,6 +71,9 @@ class _Reader:
         self._material = -1
         self._library: dict[str, dict[str, str]] = {}
         self._unknown: dict[str, None] = {}
+        self._spelling: dict[str, str] = {}
+        """Of statements of materials, which are lower case here."""
+        self._left_out: dict[str, None] = {}
         self._pictures: dict[Path, PictureFile] = {}
         self._warnings: list[str] = []
 
@@ -77,6 +89,9 @@ class _Reader:
             for name, number in self._materials.items()
             if name in self._library
         }
+        if self._left_out:
+            words = [self._spelling[word] for word in [*self._left_out][:_MOST_STATEMENTS]]
+            self._warnings.append(f"left out of its materials: {', '.join(words)}")
         parts = list(self._parts(materials))
         shown = {part.material: materials.get(part.material, Material()) for part in parts}
         return Scene(parts, shown, list(dict.fromkeys(self._warnings)))
@@ -125,6 +140,7 @@ class _Reader:
                     material = self._library[rest] = {}
                 else:
                     material[word.lower()] = rest
+                    self._spelling[word.lower()] = word
 
     def _read_material(self, name: str, number: int) -> Material:
         statements = self._library[name]
@@ -136,10 +152,7 @@ class _Reader:
             alpha = float(statements["d"].split()[-1])
         elif "tr" in statements:
             alpha = 1 - float(statements["tr"].split()[-1])
-        read = ("map_kd", "map_d", "norm")
-        for word, value in statements.items():
-            if word.startswith(_MAPS) and word not in read and value != statements.get("map_kd"):
-                self._warnings.append(f"the {word} of its material {name} is left out")
+        self._left_out |= dict.fromkeys(word for word in statements if _is_left_out(word, statements))
         return Material(
             number=number,
             name=name,
@@ -158,7 +171,7 @@ class _Reader:
             self._warnings.append(f"there is no texture {file} beside it, which its material {name} names")
             return None
         for option in options:
-            if option in _NOT_APPLIED:
+            if option in _NOT_APPLIED or (option == "-bm" and word == "norm"):
                 self._warnings.append(f"the option {option} of the {word} of its material {name} is not applied")
         (u, v), (du, dv) = _pair(options.get("-s", []), 1.0), _pair(options.get("-o", []), 0.0)
         wrap = CLAMP_TO_EDGE if options.get("-clamp") == ["on"] else REPEAT
@@ -261,6 +274,18 @@ def _statements(path: Path) -> Iterator[tuple[str, str]]:
         words = line.split(None, 1)
         if words and not words[0].startswith("#"):
             yield words[0], words[1].strip() if len(words) == 2 else ""
+
+
+def _is_left_out(word: str, statements: dict[str, str]) -> bool:
+    """Whether a material, given by all its statements, has one that is not read and would change something."""
+    value = statements[word]
+    if word in _AMBIENT and value == statements.get(_AMBIENT[word]):
+        return False
+    if word == "map_d":
+        colours = statements.get("map_kd")
+        return not (value and colours) or _split_options(value)[0] != _split_options(colours)[0]
+    numbers = [float(text) for text in value.split() if _is_number(text)]
+    return word not in _READ and not (numbers and set(numbers) <= set(_NEUTRAL.get(word, ())))
 
 
 def _split_options(text: str) -> tuple[str, dict[str, list[str]]]:
