@@ -87,6 +87,27 @@ def test_vertex_colours_and_normals(tmp_path: Path):
     assert np.allclose(mesh.colours, [[1, 0, 0], [0, 0.5, 0], [0, 0, 1]]) and np.allclose(mesh.normals, [0, 0, 1])
 
 
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+@pytest.mark.parametrize("name", ["a.obj", "a.mtl"])
+def test_text_in_utf_16_is_refused_by_that_name(name: str, encoding: str, tmp_path: Path):
+    (tmp_path / "a.obj").write_text(f"mtllib a.mtl\n{SQUARE}usemtl a\nf 1 2 3\n")
+    (tmp_path / "a.mtl").write_text("newmtl a\nKd 1 0 0\n")
+    text = (tmp_path / name).read_text()
+    (tmp_path / name).write_bytes(text.encode(encoding))
+    with pytest.raises(BadFile) as caught:
+        load_mesh(tmp_path / "a.obj")
+    assert f"{tmp_path / name} is no text in UTF-8" in str(caught.value) and "save it as UTF-8" in str(caught.value)
+    # With its mark, as Notepad writes it.
+    (tmp_path / name).write_bytes(text.encode("utf-8-sig"))
+    assert np.allclose(load_mesh(tmp_path / "a.obj").colours, [1, 0, 0])
+
+
+def test_latin_1(tmp_path: Path):
+    (tmp_path / "a.obj").write_bytes(f"mtllib a.mtl\n{SQUARE}usemtl Gr\xfcn\nf 1 2 3\n".encode("latin-1"))
+    (tmp_path / "a.mtl").write_bytes("newmtl Gr\xfcn\nKd 0 1 0\n".encode("latin-1"))
+    assert np.allclose(load_mesh(tmp_path / "a.obj").colours, [0, 1, 0])
+
+
 def test_a_corner_that_is_not_there_is_named(tmp_path: Path):
     with pytest.raises(BadFile, match="no such corner as 9"):
         read(tmp_path, f"{SQUARE}f 1 2 9\n")

@@ -6,6 +6,7 @@ shows them. Source: Wavefront, "Advanced Visualizer Manual", appendix B1 "Object
 
 from __future__ import annotations
 
+import codecs
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -43,6 +44,8 @@ _NEUTRAL = {
 """Numbers of other statements of a material that change nothing. Highlights (2) are what Ks makes of them."""
 _AMBIENT = {"ka": "kd", "map_ka": "map_kd"}
 """What light from everywhere shows, and what other light does; mostly they are the same."""
+_START = 64
+"""Bytes that tell how a text is encoded."""
 _MOST_NAMES, _MOST_STATEMENTS = 5, 20
 
 
@@ -265,15 +268,25 @@ class _Reader:
 
 def _statements(path: Path) -> Iterator[tuple[str, str]]:
     """The first word of each line and the rest of it; lines that end in a backslash go on."""
-    data = path.read_bytes()
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        text = data.decode("latin-1")
-    for line in re.sub(r"\\[ \t]*\r?\n", " ", text).splitlines():
+    for line in re.sub(r"\\[ \t]*\r?\n", " ", _text(path)).splitlines():
         words = line.split(None, 1)
         if words and not words[0].startswith("#"):
             yield words[0], words[1].strip() if len(words) == 2 else ""
+
+
+def _text(path: Path) -> str:
+    """A file's text: UTF-8, or else Latin-1.
+
+    Raises:
+        BadFile: the mark at its start or zeros there say that it is UTF-16 or UTF-32.
+    """
+    data = path.read_bytes()
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in data[:_START]:
+        raise BadFile(f"{path} is no text in UTF-8 or Latin-1, and UTF-16 is not read: save it as UTF-8")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return data.decode("latin-1")
 
 
 def _is_left_out(word: str, statements: dict[str, str]) -> bool:
