@@ -780,3 +780,33 @@ def test_instances_keep_attributes_of_their_own(file: GltfFile, tmp_path: Path):
         assert child["extensions"]["EXT_instance_features"] == features
     wanted = moved(load_mesh(tmp_path / "a file.glb"))
     assert np.abs(load_mesh(path).vertices - wanted.vertices).max() < 1e-6
+
+
+def test_buffer_views_that_did_not_say_what_they_are_for_do(file: GltfFile, tmp_path: Path):
+    everything(file)
+    file.tree["meshes"][0]["primitives"][0]["targets"] = [{"POSITION": file.accessor(np.zeros((4, 3)))}]
+    # One buffer view for both would be wrong with either.
+    mixed = file.view(np.array(QUAD, "<f4").tobytes() + np.array(TRIANGLES, "<u2").tobytes())
+    bounds = {"min": [-0.6, -0.6, 0], "max": [0.6, 0.6, 0]}
+    places = file.add("accessors", bufferView=mixed, componentType=5126, count=4, type="VEC3", **bounds)
+    order = file.add("accessors", bufferView=mixed, byteOffset=48, componentType=5123, count=6, type="SCALAR")
+    file.add("meshes", primitives=[{"attributes": {"POSITION": places}, "indices": order}])
+    given = file.save(tmp_path)
+    before, after, path = written(given, tmp_path, painted)
+    assert [view for view in before.tree["bufferViews"] if "target" in view] == []
+    wanted = {}
+    for primitive in after.primitives()[:1]:
+        for names in (primitive["attributes"], *primitive["targets"]):
+            wanted |= dict.fromkeys(names.values(), 34962)
+        wanted[primitive["indices"]] = 34963
+    accessors = after.tree["accessors"]
+    views = {accessors[number]["bufferView"]: target for number, target in wanted.items()}
+    found = {number: view["target"] for number, view in enumerate(after.tree["bufferViews"]) if "target" in view}
+    # Pictures, key frames and what is mixed have none.
+    assert found == views
+    with suppress(Missing):
+        hints = [text for text in khronos_complaints(path) if "target" in text]
+        assert len(hints) == len([text for text in khronos_complaints(given) if "target" in text]) - len(views)
+    # Nothing is said of a file that did not change.
+    _, after, _ = written(given, tmp_path, same)
+    assert [view for view in after.tree["bufferViews"] if "target" in view] == []

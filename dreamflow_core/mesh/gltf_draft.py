@@ -36,7 +36,7 @@ class Draft:
     """The JSON of a document and what its buffer views hold, to be changed.
 
     What is added is said by number. What nothing refers to any more is left out of the file; what nothing referred to
-    before stays.
+    before stays. Where anything changed, buffer views that hold vertices or indices alone say so.
 
     Attributes:
         document: that it started from.
@@ -52,11 +52,13 @@ class Draft:
         self._used = {kind: self._references(kind) for kind in _SWEPT}
         self._counts = {kind: len(self._all(kind)) for kind in _SWEPT}
         self._extensions = extensions(self.tree)
+        self._given: dict[str, Any] | None = None
 
     def copy(self) -> Draft:
         """Another one of the same document."""
         made = copy.copy(self)
         made.tree, made._views, made._arrays = copy.deepcopy(self.tree), [*self._views], {**self._arrays}
+        made._given = self.tree
         return made
 
     def add(self, kind: str, **item: Any) -> int:
@@ -117,7 +119,10 @@ class Draft:
 
     def glb(self) -> bytes:
         """The file."""
+        changed = self.tree != self._given
         self._sweep()
+        if changed:
+            self._set_targets()
         blob = self._pack()
         self._declare_extensions()
         text = json.dumps(self.tree, separators=(",", ":"), ensure_ascii=False).encode()
@@ -161,6 +166,23 @@ class Draft:
                 self.tree[kind] = [self.tree[kind][number] for number in kept]
             if kind in self.tree and not self.tree[kind]:
                 del self.tree[kind]
+
+    def _set_targets(self) -> None:
+        """Say of buffer views what they are for (3.6.2.4), where that is one thing alone and not said."""
+        kinds = {}
+        for primitive in (primitive for mesh in self._all("meshes") for primitive in mesh["primitives"]):
+            kinds[id(primitive)] = ELEMENT_ARRAY_BUFFER
+            for names in (primitive["attributes"], *primitive.get("targets", [])):
+                kinds[id(names)] = ARRAY_BUFFER
+        of_arrays: dict[int, set[int | None]] = {}
+        for holder, key in _references(self.tree, "accessors"):
+            of_arrays.setdefault(id(self.tree["accessors"][holder[key]]), set()).add(kinds.get(id(holder)))
+        of_views: dict[int, set[int | None]] = {}
+        for holder, key in _references(self.tree, "bufferViews"):
+            of_views.setdefault(holder[key], set()).update(of_arrays.get(id(holder), {None}))
+        for number, (kind, *others) in of_views.items():
+            if kind is not None and not others:
+                self.tree["bufferViews"][number].setdefault("target", kind)
 
     def _references(self, kind: str) -> set[int]:
         return {holder[key] for holder, key in _references(self.tree, kind)}
