@@ -709,12 +709,12 @@ def test_what_is_kept_is_what_the_stage_keeps(file: GltfFile, tmp_path: Path):
     metal = {"baseColorTexture": {"index": file.texture(NOISE, sampler=nearest)}}
     file.show(file.quad(material=file.add("materials", pbrMetallicRoughness=metal, normalTexture=bumps)))
     squares, bent = "texels as squares", "normal map, flat faces, as it has no normals"
-    everything_kept = f"kept in the GLB, but not shown: {squares}, {bent}"
+    everything_kept = f"kept in the GLB: {squares}, {bent}"
     for optimised in (("texture",), ("vertices",), ("texture", "vertices")):
         assert notice(file, tmp_path, *optimised) == everything_kept
-    wanted = f"kept in the GLB, but not shown: {squares}; lost in the GLB: {bent}"
+    wanted = f"kept in the GLB: {squares}; lost in the GLB: {bent}"
     assert notice(file, tmp_path, "normal_map") == wanted
-    wanted = f"kept in the GLB, but not shown: {bent}; lost in the GLB: {squares}"
+    wanted = f"kept in the GLB: {bent}; lost in the GLB: {squares}"
     assert notice(file, tmp_path, "texture", unwrap=True) == wanted
     # And so it is.
     _, after, _ = write(file, tmp_path, lambda mesh: paintable(mesh, 64, new_uvs=True))
@@ -780,6 +780,9 @@ def test_instances_keep_attributes_of_their_own(file: GltfFile, tmp_path: Path):
         assert child["extensions"]["EXT_instance_features"] == features
     wanted = moved(load_mesh(tmp_path / "a file.glb"))
     assert np.abs(load_mesh(path).vertices - wanted.vertices).max() < 1e-6
+    assert "instances" not in notice(file, tmp_path, "vertices")
+    features["featureIds"] = [{"featureCount": 2}]
+    assert "the numbers of instances (EXT_instance_features)" in notice(file, tmp_path, "vertices")
 
 
 def test_buffer_views_that_did_not_say_what_they_are_for_do(file: GltfFile, tmp_path: Path):
@@ -810,3 +813,14 @@ def test_buffer_views_that_did_not_say_what_they_are_for_do(file: GltfFile, tmp_
     # Nothing is said of a file that did not change.
     _, after, _ = written(given, tmp_path, same)
     assert [view for view in after.tree["bufferViews"] if "target" in view] == []
+
+
+def test_tangents_of_vertices_without_faces(file: GltfFile, tmp_path: Path):
+    metal = {"baseColorTexture": {"index": file.texture(NOISE)}}
+    primitive = file.quad(TRIANGLES[:3], material=file.add("materials", pbrMetallicRoughness=metal))
+    primitive["attributes"]["NORMAL"] = file.accessor([[0, 0, 1]] * 4)
+    file.show(primitive)
+    bumps = np.full((32, 32, 3), [0.5, 0.5, 1], np.float32)
+    _, after, _ = write(file, tmp_path, lambda mesh: replace(mesh, normal_map=bumps))
+    tangents = after.attribute("TANGENT")
+    assert np.abs(np.linalg.norm(tangents[:, :3], axis=1) - 1).max() < 1e-6 and (tangents[:, 2] == 0).all()

@@ -12,11 +12,14 @@ from .gltf_document import Document, objects
 from .mesh import BadMesh
 from .node_space import rank
 
+INSTANCE_FEATURES = "EXT_instance_features"
 VARIANTS = "KHR_materials_variants"
 _MOST_NAMES = 5
 
 
-def losses(scene: GltfScene, unseen: Collection[str], *, repainted: bool, bent: bool, moved: bool) -> Iterator[str]:
+def losses(
+    scene: GltfScene, unseen: Collection[str], *, repainted: bool, bent: bool, moved: bool, parted: bool
+) -> Iterator[str]:
     """What is lost, a few words each.
 
     Args:
@@ -24,6 +27,7 @@ def losses(scene: GltfScene, unseen: Collection[str], *, repainted: bool, bent: 
         repainted: whether a new texture takes the place of all base colours.
         bent: whether a new normal map does of all others.
         moved: whether vertices move.
+        parted: whether instances become nodes.
 
     Raises:
         BadMesh: vertices are to move and none can.
@@ -37,6 +41,8 @@ def losses(scene: GltfScene, unseen: Collection[str], *, repainted: bool, bent: 
             yield "tangents"
         if still := _still(scene):
             yield f"moves along axes of scale 0 (nodes: {_names(still)})"
+    if parted and _counted_instances(scene):
+        yield f"the numbers of instances ({INSTANCE_FEATURES})"
     for extension, name in _files(scene.document):
         yield f"the file {name} that its {extension} names"
 
@@ -58,6 +64,13 @@ def _coloured_variants(scene: GltfScene) -> bool:
         if others and part.colours is not None and not np.all(part.colours[:, :3] == 1):
             return True
     return False
+
+
+def _counted_instances(scene: GltfScene) -> bool:
+    """Whether instances are features by their numbers, not by an attribute."""
+    nodes = (scene.document.item("nodes", part.node) for part in scene.parts if part.instance == 0)
+    features = (node["extensions"].get(INSTANCE_FEATURES, {}).get("featureIds", []) for node in nodes)
+    return any("attribute" not in feature for of_node in features for feature in of_node)
 
 
 def _files(document: Document) -> Iterator[tuple[str, str]]:

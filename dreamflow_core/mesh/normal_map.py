@@ -32,7 +32,11 @@ def tangents(mesh: Mesh) -> Floats:
     """glTF's TANGENT of each vertex of a mesh with UVs and normals, (V, 4)."""
     assert mesh.uvs is not None and mesh.normals is not None
     vertices, faces, uvs, normals = (torch.from_numpy(a) for a in (mesh.vertices, mesh.faces, mesh.uvs, mesh.normals))
-    return vertex_tangents(vertices, faces, uvs, faces, normals, faces).numpy()
+    made = vertex_tangents(vertices, faces, uvs, faces, normals, faces)
+    # Vertices without faces, too, have one of unit length.
+    bare = (made[:, :3] == 0).all(dim=1)
+    made[bare, :3] = _perpendicular(made[bare, :3], normals[bare])
+    return made.numpy()
 
 
 def vertex_tangents(

@@ -21,7 +21,7 @@ from .scene import Part, Scene
 
 ROUGHNESS = 0.9
 """Of materials that say nothing of it; glTF's own default is a rough metal."""
-_BARE = (*[float(to_linear(np.float64(BARE)))] * 3, 1.0)
+_BARE = (*to_linear(np.full(3, BARE)).tolist(), 1.0)
 _LINEAR, _LINEAR_MIPMAP_LINEAR = 9729, 9987
 _AS_THEY_ARE = {"PNG": "image/png", "JPEG": "image/jpeg"}
 

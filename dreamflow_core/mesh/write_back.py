@@ -18,14 +18,12 @@ from .gltf import INSTANCING, GltfPart, GltfScene
 from .gltf_document import DRACO, objects
 from .gltf_draft import Draft
 from .gltf_materials import CLAMP_TO_EDGE, REPEAT, SPECULAR_GLOSSINESS, TRANSFORM
-from .losses import VARIANTS, losses
+from .losses import INSTANCE_FEATURES, VARIANTS, losses
 from .mesh import Floats, Ints, Mesh
 from .node_space import before_displacement, local_normals, local_tangents, reached, to_local
 from .normal_map import tangents
 from .to_gltf import new_texture, to_bytes
 
-_OF_INSTANCES = ("EXT_instance_features",)
-"""Extensions of nodes that tell what instances' attributes mean."""
 _BASE_TEXTURES = ("baseColorTexture", "diffuseTexture")
 
 
@@ -51,11 +49,12 @@ class GltfSource:
         """See `Source`."""
         painted = "texture" in optimised or _differ(self.mesh.texture, mesh.texture)
         bent = "normal_map" in optimised or _differ(self.mesh.normal_map, mesh.normal_map)
-        repainted = painted and (mesh.origin is not None or self.mesh.texture is None)
-        lost = [*losses(self.scene, self.unseen, repainted=repainted, bent=bent, moved="vertices" in optimised)]
+        cut, moved = (painted or bent) and mesh.origin is not None, "vertices" in optimised
+        stage = {"repainted": painted and (cut or self.mesh.texture is None), "bent": bent, "moved": moved}
+        lost = [*losses(self.scene, self.unseen, **stage, parted=cut or moved)]
         kept = [name for name in self.unseen if name not in lost]
         said = [
-            *([f"kept in {self.kept_in}, but not shown: {', '.join(kept)}"] if kept else []),
+            *([f"kept in {self.kept_in}: {', '.join(kept)}"] if kept else []),
             *([f"lost in {self.kept_in}: {', '.join(lost)}"] if lost else []),
         ]
         return f"{self.scene.document.path}: {'; '.join(said)}" if said else None
@@ -121,7 +120,8 @@ class _Writer:
         moved = np.zeros(start.shape)
         moved[self._origin] = self._after.vertices.astype(np.float64) - start[self._origin]
         for part, rows in zip(self._parts, self._vertices):
-            moved[rows] = reached(part.matrices[:, :3, :3], moved[rows])
+            if moved[rows].any():
+                moved[rows] = reached(part.matrices[:, :3, :3], moved[rows])
         return moved
 
     def _give_each_its_own(self) -> None:
@@ -145,7 +145,7 @@ class _Writer:
             if part.instance == 0:
                 nodes[part.node].pop("mesh", None)
                 nodes[part.node].pop("weights", None)
-                for name in (INSTANCING, *_OF_INSTANCES):
+                for name in (INSTANCING, INSTANCE_FEATURES):
                     _without_extension(nodes[part.node], name)
         self._primitives = [self._primitive(part, places[part.node, part.instance]) for part in self._parts]
 
@@ -159,8 +159,9 @@ class _Writer:
             more |= {name.lower(): self._draft.values(n)[instance].tolist() for name, n in attributes.items()}
         else:
             alone = {name: self._draft.taken(n, np.array([instance])) for name, n in attributes.items()}
-            kept = {name: extensions[name] for name in _OF_INSTANCES if name in extensions}
-            more["extensions"] = copy.deepcopy({**kept, INSTANCING: {**extensions[INSTANCING], "attributes": alone}})
+            more["extensions"] = {INSTANCING: {**copy.deepcopy(extensions[INSTANCING]), "attributes": alone}}
+            if INSTANCE_FEATURES in extensions:
+                more["extensions"][INSTANCE_FEATURES] = copy.deepcopy(extensions[INSTANCE_FEATURES])
         given.setdefault("children", []).append(self._draft.add("nodes", mesh=mesh, **more))
 
     def _move(self, moved: Floats) -> None:
