@@ -28,10 +28,13 @@ def to_local(linear: Floats, shifts: Floats) -> Floats:
 
 def reached(linear: Floats, shifts: Floats) -> Floats:
     """The displacements in the scene (V, 3) that come closest to those asked for (V, 3)."""
+    flat = rank(linear) < 3
+    if not flat.any():
+        return shifts
     near = _each(linear, to_local(linear, shifts))
     small = _FLAT * np.linalg.norm(shifts, axis=1, keepdims=True)
     near = np.where(np.linalg.norm(near, axis=1, keepdims=True) > small, near, 0)
-    return np.where((rank(linear) == 3)[:, None], shifts, near)
+    return np.where(flat[:, None], near, shifts)
 
 
 def local_normals(linear: Floats, normals: Floats) -> Floats:
@@ -47,9 +50,11 @@ def local_tangents(linear: Floats, tangents: Floats) -> Floats:
 def _directions(inverse: Floats, linear: Floats, directions: Floats) -> Floats:
     """Unit vectors: what the inverse makes of directions, or the nearest rotation where that is nothing."""
     along = _each(inverse, directions)
-    most = np.linalg.norm(inverse, ord=2, axis=(1, 2))[:, None]
-    turned = _each(np.swapaxes(_rotations(linear), 1, 2), directions)
-    return unit(np.where(np.linalg.norm(along, axis=1, keepdims=True) > _FLAT * most, along, turned))
+    gone = np.linalg.norm(along, axis=1) <= _FLAT * np.linalg.norm(inverse, axis=(1, 2))
+    if gone.any():
+        rotations = _rotations(np.broadcast_to(linear, (len(along), 3, 3))[gone])
+        along[gone] = _each(np.swapaxes(rotations, 1, 2), directions[gone])
+    return unit(along)
 
 
 def _rotations(linear: Floats) -> Floats:
