@@ -80,7 +80,7 @@ def _files(document: Document) -> Iterator[tuple[str, str]]:
             continue
         for key, value in part.items():
             if key.lower().endswith("uri") and isinstance(value, str) and not _is_complete(value):
-                yield path[path.index("extensions") + 1] if "extensions" in path[:-1] else path[0], value
+                yield path[path.index("extensions") + 1] if "extensions" in path[:-1] else (*path, key)[0], value
 
 
 def _is_complete(uri: str) -> bool:
