@@ -367,14 +367,12 @@ class _Surface:
         assert uvs is not None
         return interpolate(uvs, faces, self.fragments), self.fragments.view, footprint(uvs, faces, self.fragments)
 
-    @torch.no_grad()
     def prominence(self) -> Tensor:
         """How much the colour of each pixel is in the pictures turned each of six ways, (P, 6)."""
-        ways = six_ways(F.normalize(self.pictures(normal=self.world_normal())["normal"], dim=1))
-        with torch.enable_grad():
-            colours = ways.new_zeros(len(self.fragments.pixel), 6, requires_grad=True)
-            pictures = self.pictures(ways=self.lit(colours))["ways"]
-        return torch.autograd.grad(pictures, colours, ways)[0]
+        colours = self.vertices.new_zeros(len(self.fragments.pixel), 6, requires_grad=True)
+        drawn = self.pictures(colours=self.lit(colours), normal=self.world_normal())
+        ways = six_ways(F.normalize(drawn["normal"].detach(), dim=1))
+        return torch.autograd.grad(drawn["colours"], colours, ways)[0]
 
     def _light(self) -> Tensor:
         """Half Lambert from one direction, (P, 1) in [0, 1]: no side is so dark that its slopes vanish."""
