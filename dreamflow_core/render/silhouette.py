@@ -114,9 +114,11 @@ def _outline(clip: Tensor, edges: Edges, height: int, width: int) -> _Outline:
         # A triangle that `rasterize` drops lies on neither side, and an edge without a place is on no silhouette.
         drawn = clip.isfinite().all(-1, keepdim=True) & (clip[..., 3:] > 0)
         place = torch.where(drawn, to_pixels(clip, height, width), torch.nan)
-        start, end = (place.index_select(1, ends) for ends in edges.ends.unbind(1))
-        from_start = place.index_select(1, edges.opposite) - start.index_select(1, edges.edge)
-        side = _cross((end - start).index_select(1, edges.edge), from_start)
+        # (2, B, N): picking single numbers is several times as fast as picking rows.
+        flat = place[..., :2].permute(2, 0, 1).contiguous()
+        start, end = (_pick(flat, ends) for ends in edges.ends.unbind(1))
+        step, across = _pick(end - start, edges.edge), _pick(flat, edges.opposite) - _pick(start, edges.edge)
+        side = step[0] * across[1] - step[1] * across[0]
         here, there = (
             side.new_zeros(len(clip), len(edges.ends)).index_add_(1, edges.edge, on.to(side)) > 0
             for on in (side > 0, side < 0)
@@ -128,8 +130,9 @@ def _outline(clip: Tensor, edges: Edges, height: int, width: int) -> _Outline:
     return _Outline(start, end, view, side)
 
 
-def _cross(a: Tensor, b: Tensor) -> Tensor:
-    return a[..., 0] * b[..., 1] - a[..., 1] * b[..., 0]
+def _pick(values: Tensor, index: Tensor) -> Tensor:
+    """(2, B, K) of values (2, B, N) at indices (K,)."""
+    return values.gather(2, index.expand(*values.shape[:2], -1))
 
 
 def _separated(
