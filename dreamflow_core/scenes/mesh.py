@@ -220,6 +220,18 @@ class MeshScene:
         parameters = self.theta.get("vertices")
         return self.fixed_vertices if parameters is None else self.preconditioner.vertices(parameters)
 
+    def normals(self, vertices: Tensor) -> Tensor:
+        """Of welded vertices (W, 3), one for each index in `normal_faces`, unit length."""
+        return self._normals(vertices) if "vertices" in self.theta else self.fixed_normals
+
+    @cached_property
+    def fixed_normals(self) -> Tensor:
+        """Those of a mesh whose vertices stay."""
+        return self._normals(self.fixed_vertices)
+
+    def _normals(self, vertices: Tensor) -> Tensor:
+        return vertex_normals(vertices, self.faces, self.normal_faces, self.normal_count)
+
     def texture(self) -> Tensor | None:
         """The texture (H, W, 3) in [0, 1], if there is one; differentiable if it is optimised."""
         return self._image("texture") if "texture" in self.theta else self.fixed_texture
@@ -389,7 +401,7 @@ class _Surface:
     def world_normal(self) -> Tensor:
         """Outward, interpolated between the vertices and bent by the normal map, unit length."""
         scene, fragments = self.scene, self.fragments
-        normals = vertex_normals(self.vertices, scene.faces, scene.normal_faces, scene.normal_count)
+        normals = scene.normals(self.vertices)
         smooth = F.normalize(interpolate(normals, scene.normal_faces, fragments), dim=1)
         slopes = scene.slopes()
         if slopes is None or scene.uvs is None:
