@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import trimesh
+from gltf_file import GltfFile
 from test_cli import run as run_command
 from test_mesh_scene import VIEWS
 from truth_prior import TruthPrior
@@ -169,3 +170,15 @@ def test_the_command_unwraps_if_asked(unwrap: bool, tmp_path: Path):
     assert made.texture.shape == (64, 64, 3)
     assert np.array_equal(made.uvs, mesh.uvs) != unwrap
     assert (uv_warning(made) is None) == unwrap
+
+
+def test_the_command_bakes_materials_into_an_atlas_of_the_size_that_is_asked_for(tmp_path: Path):
+    file = GltfFile()
+    for grey in (50, 200):
+        texture = file.texture(np.full((4, 4, 3), grey, np.uint8))
+        material = file.add("materials", pbrMetallicRoughness={"baseColorTexture": {"index": texture}})
+        file.show(file.quad(material=material), translation=[grey / 100, 0, 0])
+    few = ("--levels", 1, "--iterations", 1, "--views", 1)
+    for name, size, given in (("own", 512, ()), ("asked", 64, ("--texture-size", 64))):
+        run_command("tune", file.save(tmp_path), "a red cube", "--out", tmp_path / name, *few, *given)
+        assert load_mesh(tmp_path / name / "mesh.glb").texture.shape == (size, size, 3)
