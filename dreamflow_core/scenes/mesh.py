@@ -163,8 +163,9 @@ class MeshScene:
         if "texture" in rates:
             if self.settings.colour_drift < 1:
                 self._blocks = Blocks(surface, self._size, self.device)
-            texels = mesh.texture.reshape(-1, 3).take(surface, axis=0)
-            self.theta["texture"] = torch.from_numpy(texels).to(self.device)
+            # Unlike numpy, torch picks by short integers without a copy as long ones.
+            texels = torch.from_numpy(mesh.texture).view(-1, 3).index_select(0, torch.from_numpy(surface))
+            self.theta["texture"] = texels.to(self.device)
         if slopes is not None and "normal_map" in rates:
             self.theta["normal_map"] = slopes.flatten(0, 1).index_select(0, self._tensor(surface))
 
