@@ -87,7 +87,8 @@ class MeshScene:
         self.settings, self.views = settings or MeshSettings(), views or ViewRange()
         self.device = torch.device(device)
         self._check(mesh)
-        self._start = mesh
+        # A texture that is optimised is in theta, and large ones had better not be kept twice.
+        self._start = replace(mesh, texture=None) if "texture" in self.settings.rates() else mesh
         first, self._place = topology.weld(mesh.vertices)
         welded = self._place[mesh.faces]
         self.faces, self.uv_faces = self._tensor(welded), self._tensor(mesh.faces)
