@@ -24,7 +24,8 @@ _PIECE_FACES = 500
 _PIECES = 64
 """That xatlas gets at a time."""
 _MANY_FACES, _FACES_A_MINUTE = 100_000, 400_000
-"""From so many on it is said how long they take. On two cores smooth surfaces took half of that, rough ones twice."""
+"""From so many on it is said how long they take. On two cores smooth surfaces took half of that, rough ones up to a
+third more."""
 _FACE_TEXELS, _ALL_TEXELS = 16, 1 << 18
 """xatlas stretches charts to whole texels. Where they are made they have so many a face, or so many in all, which
 keeps their shape."""
