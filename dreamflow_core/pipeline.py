@@ -200,6 +200,7 @@ def optimise_mesh(
         logging.warning("%s", notice)
     placed, back = framed(ready)
     scene = MeshScene(placed, stage.scene, stage.views, seed=seed, device=_device(prior))
+    del placed  # its texture can be large, and the scene has what it needs of it
     shape, paint = (mesh.vertices, mesh.faces, mesh.uvs), (mesh.texture, mesh.normal_map, mesh.colours)
     checkpoint = _of(checkpoint, mesh=_digest(*shape, *paint))
     _optimise(scene, prior, schedule, stage, seed, on_progress, cancelled, checkpoint)

@@ -173,7 +173,8 @@ class DreamFlowMeshTune(io.ComfyNode):
         settings = MeshSettings(size=resolution, **scene)
         how = _how(cameras, guidance)
         stage = MeshStage(scene=settings, texture_size=texture_size or None, unwrap=unwrap, **how)
-        given = meshes.read(mesh)
+        with listening(Preparations()):
+            given = meshes.read(mesh, stage.texture_size)
         with torch.inference_mode(False):
             prior, schedule, seed = _prior(size=resolution, views=stage.views, **flow)
             work = partial(optimise_mesh, prior, schedule, given, stage, seed=seed)
@@ -224,7 +225,7 @@ def _mesh_schema(node_id: str, display_name: str, description: str) -> io.Schema
                 max=8192,
                 step=64,
                 optional=True,
-                tooltip="A smaller texture is enlarged to this side. 0 keeps it as it is.",
+                tooltip="Side of a new atlas; a smaller texture is enlarged to it. 0 keeps a texture as it is.",
             ),
             choice(
                 MeshSettings,

@@ -15,7 +15,7 @@ from dreamflow_core.mesh.bake import sample_texture
 from dreamflow_core.mesh.colours import to_display, to_linear
 from dreamflow_core.mesh.files import load_mesh, save_mesh
 from dreamflow_core.mesh.gltf import read_gltf
-from dreamflow_core.mesh.mesh import Mesh
+from dreamflow_core.mesh.mesh import BadMesh, Mesh
 
 CLAMP = {"wrapS": 33071, "wrapT": 33071}
 FOUR = np.kron(
@@ -214,6 +214,22 @@ def test_an_atlas_that_cannot_hold_all_texels_says_so(file: GltfFile, tmp_path: 
     assert mesh.texture.shape == (128, 128, 3)
     # 384 texels a side become those that a square of 124 has room for.
     assert "its UVs reach outside its texture" in said and "128 x 128, at 3" in said and "% of its textures'" in said
+
+
+@pytest.mark.parametrize("size", [64, 256])
+@pytest.mark.parametrize("tiled", [False, True])
+def test_an_atlas_has_the_size_that_is_asked_for(tiled: bool, size: int, file: GltfFile, tmp_path: Path):
+    quad = file.quad(material=material(file, file.texture(RAMP)))
+    file.show(uvs(file, quad, 2.5 * np.array(UVS)) if tiled else quad)
+    if not tiled:
+        file.show(file.quad(material=material(file, file.texture(RAMP[::-1]))), translation=[1.5, 0, 0])
+    assert load_mesh(file.save(tmp_path)).texture.shape == (512, 512, 3)
+    assert load_mesh(file.save(tmp_path), atlas_size=size).texture.shape == (size, size, 3)
+
+
+def test_an_atlas_of_a_size_that_is_none_is_refused(file: GltfFile, tmp_path: Path):
+    with pytest.raises(BadMesh, match="texture size is 9000; it must be from 16 to 8192"):
+        load_mesh(file.save(tmp_path), atlas_size=9000)
 
 
 @pytest.mark.parametrize("repeat", [False, True])

@@ -7,10 +7,12 @@ from mesh_fields import EXTENT, distances, soft_grid
 from scipy.spatial import cKDTree
 
 from dreamflow_core.mesh import topology
+from dreamflow_core.mesh import unwrap as unwrapping
 from dreamflow_core.mesh.bake import bake, fill, nearest, paint, sample_texture, surface_indices, surface_texels
 from dreamflow_core.mesh.extract import extract, simplify
 from dreamflow_core.mesh.mesh import BadMesh, Mesh
 from dreamflow_core.mesh.unwrap import unwrap, unwrap_at
+from dreamflow_core.preparing import listening
 
 SIZE = 256
 
@@ -51,6 +53,19 @@ def test_charts_do_not_overlap_and_keep_the_surface(closed: Mesh, flat: Mesh):
     assert np.array_equal(flat.vertices[flat.faces], closed.vertices[closed.faces])
     _, place = topology.weld(flat.vertices)
     assert topology.is_closed(place[flat.faces])
+
+
+def test_many_faces_show_how_far_they_are(closed: Mesh, monkeypatch: pytest.MonkeyPatch, caplog):
+    monkeypatch.setattr(unwrapping, "_PIECES", 2)
+    monkeypatch.setattr(unwrapping, "_MANY_FACES", len(closed.faces))
+    told = []
+    with listening(lambda *progress: told.append(progress)):
+        flat, _ = unwrap(closed, SIZE)
+    test_charts_do_not_overlap_and_keep_the_surface(closed, flat)
+    assert {what for what, _ in told} == {"cutting the surface into charts"}
+    shares = [share for _, share in told]
+    assert len(shares) > 2 and shares == sorted(shares) and shares[-1] == 1
+    assert caplog.messages == [f"unwrapping {len(closed.faces)} faces, which takes about 1 min"]
 
 
 def test_every_vertex_knows_the_one_it_was(closed: Mesh):

@@ -184,3 +184,15 @@ def test_a_stage_says_what_its_file_loses_before_it_starts(tmp_path: Path, caplo
         optimise_mesh(TruthPrior("cube", (0.97, 0.5, 0.04), 48), FEW, mesh, stage, seed=0)
     said = "lost in the GLB file: moves along axes of scale 0 (nodes: 1)"
     assert [record.getMessage() for record in caplog.records] == [f"{tmp_path / 'a file.glb'}: {said}"]
+
+
+def test_the_command_bakes_materials_into_an_atlas_of_the_size_that_is_asked_for(tmp_path: Path):
+    file = GltfFile()
+    for grey in (50, 200):
+        texture = file.texture(np.full((4, 4, 3), grey, np.uint8))
+        material = file.add("materials", pbrMetallicRoughness={"baseColorTexture": {"index": texture}})
+        file.show(file.quad(material=material), translation=[grey / 100, 0, 0])
+    few = ("--levels", 1, "--iterations", 1, "--views", 1)
+    for name, size, given in (("own", 512, ()), ("asked", 64, ("--texture-size", 64))):
+        run_command("tune", file.save(tmp_path), "a red cube", "--out", tmp_path / name, *few, *given)
+        assert load_mesh(tmp_path / name / "mesh.glb").texture.shape == (size, size, 3)

@@ -72,7 +72,7 @@ class Run:
             job: what the stage is; a saved state of another is refused.
         """
         checkpoint = Checkpoint(self.states / (name + _STATE), job, self.save_every, self.resume)
-        with _stop_on_interrupt() as stopped, _Reporter(name) as reporter, _preparations(name):
+        with _stop_on_interrupt() as stopped, _Reporter(name) as reporter, preparations(name):
             result = function(on_progress=reporter.update, cancelled=stopped, checkpoint=checkpoint)
         # A stage that was finished before it was resumed takes no time now.
         self.seconds[name] = reporter.seconds or self.seconds.get(name, {})
@@ -81,7 +81,7 @@ class Run:
     def timed(self, name: str, function: Callable[[], R]) -> R:
         """Call a function that just takes its time; times under one name add up."""
         start = time.perf_counter()
-        with _preparations(name):
+        with preparations(name):
             result = function()
         before = self.seconds.get(name, {}).get("all", 0.0)
         self.seconds[name] = {"all": before + time.perf_counter() - start}
@@ -161,7 +161,7 @@ def _stop_on_interrupt() -> Iterator[Callable[[], bool]]:
 
 
 @contextmanager
-def _preparations(name: str) -> Iterator[None]:
+def preparations(name: str) -> Iterator[None]:
     """Inside, what is tracked shows on standard error: bars on a terminal, elsewhere a line every `LINE_EVERY`."""
     bars: dict[str, tqdm] = {}
     line = time.monotonic()

@@ -21,7 +21,7 @@ from ..scenes.nerf import NeRFScene, load_field, save_field
 from ..settings.presets import PRESETS, Planned
 from ..settings.stages import ExtractSettings, TurntableSettings
 from .options import add_model_options, add_output, add_resume, add_settings, read_model, read_settings
-from .run import Run, check_folder
+from .run import Run, check_folder, preparations
 from .show import save_preview, save_turntable, warned
 
 
@@ -84,7 +84,8 @@ def _extract(options: argparse.Namespace) -> None:
     """A radiance field to a textured mesh: its file and extract.png."""
     check_folder(options.out)
     field = load_field(options.field)
-    mesh = extract_mesh(field, read_settings(options, ExtractSettings()))
+    with preparations(options.stage):
+        mesh = extract_mesh(field, read_settings(options, ExtractSettings()))
     _write_mesh(options, mesh)
     _draw(options, mesh)
 
@@ -96,7 +97,11 @@ def _optimise_mesh(options: argparse.Namespace) -> None:
     """
     if getattr(options, "optimise", None) == "normal_map" and options.format != "glb":
         raise ValueError(f"--format {options.format} keeps no normal map, which is all that changes: use --format glb")
-    mesh = load_mesh(options.mesh, kept_in="the GLB file" if options.format == "glb" else "")
+    kept_in = "the GLB file" if options.format == "glb" else ""
+    # A preset's size asks for nothing: it is there for smaller textures.
+    atlas_size = getattr(options, "texture_size", None)
+    with preparations(options.stage):
+        mesh = load_mesh(options.mesh, kept_in, atlas_size)
     prior, planned, run, job = _prepare(options)
     schedule = planned.schedule.build(prior.sigma_at)
     optimise = partial(optimise_mesh, prior, schedule, mesh, planned.stage, seed=options.seed)
@@ -133,7 +138,8 @@ def _draw(options: argparse.Namespace, made: NeRFScene | Mesh) -> None:
 def _render(options: argparse.Namespace) -> None:
     """Pictures from all around: turntable.png and turntable.gif."""
     check_folder(options.out)
-    made = load_field(options.input) if options.input.suffix == ".safetensors" else load_mesh(options.input)
+    with preparations(options.stage):
+        made = load_field(options.input) if options.input.suffix == ".safetensors" else load_mesh(options.input)
     save_turntable(options.out, _look(made), read_settings(options, TurntableSettings()))
     print(f"wrote {options.out / 'turntable.png'} and {options.out / 'turntable.gif'}")
 

@@ -33,6 +33,7 @@ from .obj import read_obj
 from .ply import read_ply
 from .scene import Part, Scene
 from .to_gltf import ROUGHNESS, to_bytes, to_gltf
+from .unwrap import check_texture_size
 from .write_back import GltfSource
 
 SUFFIXES = (".glb", ".obj", ".ply")
@@ -67,22 +68,27 @@ def save_mesh(path: Path, mesh: Mesh) -> None:
         raise BadFile(f"{path} cannot be written: {error.strerror}") from error
 
 
-def load_mesh(path: Path, kept_in: str = "") -> Mesh:
+def load_mesh(path: Path, kept_in: str = "", atlas_size: int | None = None) -> Mesh:
     """Read a mesh; several in one file become one (`from_gltf`). What is left out is one line of the log.
 
     Args:
         kept_in: what the mesh will be written to with `save_mesh` as GLB, or `Mesh.source`, for the log. Then it
             remembers its file (`Mesh.source`), which keeps what a stage does not replace. Empty if it will not.
+        atlas_size: side in texels of the atlas that several textures, or tiled ones, are baked into; None takes the
+            one of 512 to 4096 that they need.
 
     Raises:
+        BadMesh: the atlas's size is out of range.
         BadFile: the file is missing, broken, of another format, or holds no usable mesh.
     """
+    if atlas_size is not None:
+        check_texture_size(atlas_size)
     read = _READERS[_suffix(path, READ_SUFFIXES)]
     if not path.is_file():
         raise BadFile(f"there is no file {path}")
     with reading(path):
         scene = read(path)
-        mesh, said, unseen = one_mesh(scene)
+        mesh, said, unseen = one_mesh(scene, atlas_size)
         if kept_in:
             source = replace(_as_source(scene, mesh, path), unseen=tuple(unseen), kept_in=kept_in)
             mesh = replace(mesh, source=source)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from . import topology
-from .bake import Texels, fill, surface_texels
+from .bake import Texels, paint
 from .colours import to_display, to_linear
 from .gltf_materials import REPEAT, Material, Texture
 from .mesh import Floats, Mesh
@@ -24,20 +24,23 @@ FLAT_FACES = "flat faces, as it has no normals"
 SOME_NORMALS = "normals, as some parts have none"
 
 _SIZES = (512, 1024, 2048, 4096)
-"""Sides that an atlas may have into which several textures are baked."""
+"""Sides of an atlas into which several textures are baked, unless one is asked for."""
 _VERTEX_TEXELS = 4
 """So many texels for each vertex keep its colour."""
 _LEAST_DENSITY = 1 / 4
 """Of the texels of a part without a texture, to those per scene unit in the mean, so that it can be painted."""
 
 
-def one_mesh(scene: Scene) -> tuple[Mesh, list[str], list[str]]:
+def one_mesh(scene: Scene, atlas_size: int | None = None) -> tuple[Mesh, list[str], list[str]]:
     """All parts of a scene as one mesh; what there is to say of it, a sentence each; and what of the scene it has no
     place for, a few words each.
 
     The base colour is factor times texture times COLOR_0, as glTF 2.0 multiplies them (3.9.2). UVs stay as they are
     where one texture covers all and they lie in it; several textures, tiled ones, and those under vertex
     colours are baked into a new atlas. Without a texture, factors and COLOR_0 become vertex colours.
+
+    Args:
+        atlas_size: side of the new atlas, in texels; None takes the smallest of `_SIZES` in which nothing is lost.
     """
     materials = list(scene.materials.values())
     mesh = Mesh(
@@ -55,7 +58,7 @@ def one_mesh(scene: Scene) -> tuple[Mesh, list[str], list[str]]:
     elif (kept := _kept(scene)) is not None:
         mesh = replace(mesh, **kept)
     else:
-        mesh, sentence = _baked(scene, mesh)
+        mesh, sentence = _baked(scene, mesh, [atlas_size] if atlas_size else _SIZES)
         said.append(sentence)
     return mesh, said, _unseen(scene, mesh)
 
@@ -156,23 +159,25 @@ def _seen_alike(texture: Texture, other: Texture) -> bool:
     return all(getattr(texture, name) == getattr(other, name) for name in names)
 
 
-def _baked(scene: Scene, mesh: Mesh) -> tuple[Mesh, str]:
+def _baked(scene: Scene, mesh: Mesh, sizes: Sequence[int]) -> tuple[Mesh, str]:
     """The mesh with an atlas of its own, into which all parts are baked, and a sentence about it."""
-    flat, _, size, share = unwrap_at(mesh, _density(scene), _SIZES)
-    texels = surface_texels(flat, size)
+    flat, _, size, share = unwrap_at(mesh, _density(scene), sizes)
     detail = "" if share >= 1 else f", at {share:.0%} of its textures' resolution"
     sentence = f"{_why_baked(scene)}, so its colours are baked into a new atlas of {size} x {size}{detail}"
-    return replace(flat, texture=fill(texels, to_display(baked(scene, texels)[:, :3]))), sentence
+    texture = paint(flat, size, lambda texels: to_display(baked(scene, texels)[:, :3]))
+    return replace(flat, texture=texture), sentence
 
 
 def baked(scene: Scene, texels: Texels) -> Floats:
     """Linear RGBA (T, 4) in [0, 1] of the surface of all parts, whose faces are counted one after the other."""
     colours = np.empty((len(texels.face), 4), np.float32)
-    end = 0
-    for part in scene.parts:
-        start, end = end, end + len(part.faces)
-        of_part = np.flatnonzero((texels.face >= start) & (texels.face < end))
-        colours[of_part] = scene.base_colours(part, texels.face[of_part] - start, texels.weights[of_part])
+    counts = [len(part.faces) for part in scene.parts]
+    ends = np.cumsum(counts)
+    part = np.searchsorted(ends, texels.face, side="right")
+    for number in np.unique(part):
+        of_part = np.flatnonzero(part == number)
+        faces = texels.face[of_part] - (ends[number] - counts[number])
+        colours[of_part] = scene.base_colours(scene.parts[number], faces, texels.weights[of_part])
     # Weights, and so colours, can be a rounding error beyond.
     return np.clip(colours, 0, 1)
 

@@ -156,17 +156,16 @@ def framed(mesh: Mesh) -> tuple[Mesh, Callable[[Mesh], Mesh]]:
     # Far from the origin, single precision would lose more than the vertices have lost already.
     places = mesh.vertices[used].astype(np.float64)
     centre, scale = _frame(places)
-    vertices = np.zeros_like(mesh.vertices)
-    vertices[used] = (places - centre) * scale
-    placed = replace(mesh, vertices=vertices)
+    given, placed = mesh.vertices, np.zeros_like(mesh.vertices)
+    placed[used] = (places - centre) * scale
 
     def back(changed: Mesh) -> Mesh:
-        moved = used[(changed.vertices[used] != placed.vertices[used]).any(axis=1)]
-        vertices = mesh.vertices.copy()
+        moved = used[(changed.vertices[used] != placed[used]).any(axis=1)]
+        vertices = given.copy()
         vertices[moved] = changed.vertices[moved].astype(np.float64) / scale + centre
         return replace(changed, vertices=vertices)
 
-    return placed, back
+    return replace(mesh, vertices=placed), back
 
 
 def _frame(places: np.ndarray) -> tuple[np.ndarray, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -11,6 +12,7 @@ import numpy as np
 import xatlas
 from scipy.optimize import brentq
 
+from ..preparing import track
 from . import topology
 from .mesh import BadMesh, Floats, Ints, Mesh
 
@@ -19,6 +21,11 @@ MOST_TEXTURE = 8192
 
 _PIECE_FACES = 500
 """xatlas takes much more than linear time in the faces of one mesh, so it gets pieces of at most this many."""
+_PIECES = 64
+"""That xatlas gets at a time."""
+_MANY_FACES, _FACES_A_MINUTE = 100_000, 400_000
+"""From so many on it is said how long they take. On two cores smooth surfaces took half of that, rough ones up to a
+third more."""
 _FACE_TEXELS, _ALL_TEXELS = 16, 1 << 18
 """xatlas stretches charts to whole texels. Where they are made they have so many a face, or so many in all, which
 keeps their shape."""
@@ -83,6 +90,8 @@ def unwrap_at(mesh: Mesh, density: Floats, sizes: Sequence[int], padding: int = 
     """
     for size in sizes:
         check_texture_size(size)
+    if (count := len(mesh.faces)) >= _MANY_FACES:
+        logging.warning("unwrapping %d faces, which takes about %d min", count, math.ceil(count / _FACES_A_MINUTE))
     charts = _charts(mesh, density)
     size = next((size for size in sizes[:-1] if _holds(charts, size - 2 * padding, padding)), sizes[-1])
     packed = _packed(_laid_across(charts, size - 2 * padding), size - 2 * padding, padding)
@@ -168,27 +177,28 @@ def _charts(mesh: Mesh, density: Floats) -> _Charts:
     if not areas.any():
         raise BadMesh("no face of the mesh has an area")
     pieces = list(_pieces(positions[mesh.faces].mean(axis=1), density))
-    atlas = xatlas.Atlas()
-    used, units = [], []
-    for piece in pieces:
-        vertices, faces = np.unique(mesh.faces[piece], return_inverse=True)
-        # xatlas leaves out faces of less than a fixed area, and those far from the origin: they are made about 1 large,
-        # each piece around it.
-        units.append(math.sqrt(areas[piece].mean()) or 1.0)
-        places = (positions[vertices] - positions[vertices].mean(axis=0)) / units[-1]
-        atlas.add_mesh(places.astype(np.float32), faces.reshape(-1, 3).astype(np.uint32))
-        used.append(vertices)
     packing = xatlas.PackOptions()
     packing.texels_per_unit = texels = math.sqrt(max(_FACE_TEXELS, _ALL_TEXELS / len(mesh.faces)))
-    atlas.generate(pack_options=packing)
     split_from, places, faces = [], [], np.empty_like(mesh.faces)
     count = 0
-    for index, piece in enumerate(pieces):
-        of_piece, corners, uvs = atlas.get_mesh(index)
-        split_from.append(used[index][of_piece])
-        places.append(uvs * (atlas.width, atlas.height) * (units[index] / texels * density[piece[0]]))
-        faces[piece] = corners + count
-        count += len(of_piece)
+    for start in track("cutting the surface into charts", range(0, len(pieces), _PIECES)):
+        atlas = xatlas.Atlas()
+        used, units = [], []
+        for piece in pieces[start : start + _PIECES]:
+            vertices, corners = np.unique(mesh.faces[piece], return_inverse=True)
+            # xatlas leaves out faces of less than a fixed area, and those far from the origin: they are made about 1
+            # large, each piece around it.
+            units.append(math.sqrt(areas[piece].mean()) or 1.0)
+            centred = (positions[vertices] - positions[vertices].mean(axis=0)) / units[-1]
+            atlas.add_mesh(centred.astype(np.float32), corners.reshape(-1, 3).astype(np.uint32))
+            used.append(vertices)
+        atlas.generate(pack_options=packing)
+        for index, piece in enumerate(pieces[start : start + _PIECES]):
+            of_piece, corners, uvs = atlas.get_mesh(index)
+            split_from.append(used[index][of_piece])
+            places.append(uvs * (atlas.width, atlas.height) * (units[index] / texels * density[piece[0]]))
+            faces[piece] = corners + count
+            count += len(of_piece)
     return _fitted(np.concatenate(split_from), faces, np.concatenate(places), density)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -27,9 +27,6 @@ class Boxes:
     top: Tensor
     columns: Tensor
     rows: Tensor
-
-    def __getitem__(self, index: Tensor) -> Boxes:
-        return Boxes(*(getattr(self, field.name)[index] for field in fields(self)))
 
 
 def tiles(boxes: Boxes, side: int) -> tuple[Tensor, Tensor, Tensor]:

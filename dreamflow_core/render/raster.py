@@ -210,18 +210,21 @@ def _edge_functions(corners: Tensor, x: Tensor, y: Tensor) -> Tensor:
 
 def _boxes(clip: Tensor, faces: Tensor, height: int, width: int) -> Boxes:
     """Bounding boxes of the triangles, without those that are dropped or miss every pixel's centre."""
-    corners = clip.index_select(1, faces.view(-1)).view(-1, 3, 4)
-    triangle = torch.arange(len(faces), device=clip.device).repeat(len(clip))
-    view = torch.arange(len(clip), device=clip.device).repeat_interleave(len(faces))
-    w = corners[..., 3]
-    drawn = corners.isfinite().all(-1).all(-1) & (w > 0).all(-1)
-    column, row, _ = to_pixels(corners, height, width).unbind(-1)
+    views, vertices = clip.shape[:2]
+    corner = faces.view(1, -1).expand(views, -1)
+    # Per vertex first: there are half as many of them as of triangles.
+    drawn = clip.isfinite().all(-1) & (clip[..., 3] > 0)
+    column, row, _ = to_pixels(clip, height, width).unbind(-1)
+    drawn, column, row = (values.gather(1, corner).view(-1, 3) for values in (drawn, column, row))
     left = (column.amin(1) - _MARGIN).ceil().clamp(0, width).nan_to_num().long()
     top = (row.amin(1) - _MARGIN).ceil().clamp(0, height).nan_to_num().long()
     columns = (column.amax(1) + _MARGIN).floor().clamp(-1, width - 1).nan_to_num().long() + 1 - left
     rows = (row.amax(1) + _MARGIN).floor().clamp(-1, height - 1).nan_to_num().long() + 1 - top
-    boxes = Boxes(corners, triangle, view, left, top, columns, rows)
-    return boxes[(drawn & (columns > 0) & (rows > 0)).nonzero().squeeze(1)]
+    kept = (drawn.all(1) & (columns > 0) & (rows > 0)).nonzero().squeeze(1)
+    triangle, view = kept % len(faces), kept // len(faces)
+    vertex = faces.index_select(0, triangle) + (view * vertices)[:, None]
+    corners = clip.reshape(-1, 4).index_select(0, vertex.view(-1)).view(-1, 3, 4)
+    return Boxes(corners, triangle, view, left[kept], top[kept], columns[kept], rows[kept])
 
 
 def _visible_torch(boxes: Boxes, x: Tensor, y: Tensor, views: int) -> Tensor:

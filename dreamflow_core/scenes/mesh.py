@@ -87,7 +87,8 @@ class MeshScene:
         self.settings, self.views = settings or MeshSettings(), views or ViewRange()
         self.device = torch.device(device)
         self._check(mesh)
-        self._start = mesh
+        # A texture that is optimised is in theta, and large ones had better not be kept twice.
+        self._start = replace(mesh, texture=None) if "texture" in self.settings.rates() else mesh
         first, self._place = topology.weld(mesh.vertices)
         welded = self._place[mesh.faces]
         self.faces, self.uv_faces = self._tensor(welded), self._tensor(mesh.faces)
@@ -163,8 +164,9 @@ class MeshScene:
         if "texture" in rates:
             if self.settings.colour_drift < 1:
                 self._blocks = Blocks(surface, self._size, self.device)
-            texels = mesh.texture.reshape(-1, 3).take(surface, axis=0)
-            self.theta["texture"] = torch.from_numpy(texels).to(self.device)
+            # Unlike numpy, torch picks by short integers without a copy as long ones.
+            texels = torch.from_numpy(mesh.texture).view(-1, 3).index_select(0, torch.from_numpy(surface))
+            self.theta["texture"] = texels.to(self.device)
         if slopes is not None and "normal_map" in rates:
             self.theta["normal_map"] = slopes.flatten(0, 1).index_select(0, self._tensor(surface))
 
@@ -219,6 +221,18 @@ class MeshScene:
         """Where the welded vertices are, (W, 3); differentiable if they are optimised."""
         parameters = self.theta.get("vertices")
         return self.fixed_vertices if parameters is None else self.preconditioner.vertices(parameters)
+
+    def normals(self, vertices: Tensor) -> Tensor:
+        """Of welded vertices (W, 3), one for each index in `normal_faces`, unit length."""
+        return self._normals(vertices) if "vertices" in self.theta else self.fixed_normals
+
+    @cached_property
+    def fixed_normals(self) -> Tensor:
+        """Those of a mesh whose vertices stay."""
+        return self._normals(self.fixed_vertices)
+
+    def _normals(self, vertices: Tensor) -> Tensor:
+        return vertex_normals(vertices, self.faces, self.normal_faces, self.normal_count)
 
     def texture(self) -> Tensor | None:
         """The texture (H, W, 3) in [0, 1], if there is one; differentiable if it is optimised."""
@@ -367,14 +381,12 @@ class _Surface:
         assert uvs is not None
         return interpolate(uvs, faces, self.fragments), self.fragments.view, footprint(uvs, faces, self.fragments)
 
-    @torch.no_grad()
     def prominence(self) -> Tensor:
         """How much the colour of each pixel is in the pictures turned each of six ways, (P, 6)."""
-        ways = six_ways(F.normalize(self.pictures(normal=self.world_normal())["normal"], dim=1))
-        with torch.enable_grad():
-            colours = ways.new_zeros(len(self.fragments.pixel), 6, requires_grad=True)
-            pictures = self.pictures(ways=self.lit(colours))["ways"]
-        return torch.autograd.grad(pictures, colours, ways)[0]
+        colours = self.vertices.new_zeros(len(self.fragments.pixel), 6, requires_grad=True)
+        drawn = self.pictures(colours=self.lit(colours), normal=self.world_normal())
+        ways = six_ways(F.normalize(drawn["normal"].detach(), dim=1))
+        return torch.autograd.grad(drawn["colours"], colours, ways)[0]
 
     def _light(self) -> Tensor:
         """Half Lambert from one direction, (P, 1) in [0, 1]: no side is so dark that its slopes vanish."""
@@ -391,7 +403,7 @@ class _Surface:
     def world_normal(self) -> Tensor:
         """Outward, interpolated between the vertices and bent by the normal map, unit length."""
         scene, fragments = self.scene, self.fragments
-        normals = vertex_normals(self.vertices, scene.faces, scene.normal_faces, scene.normal_count)
+        normals = scene.normals(self.vertices)
         smooth = F.normalize(interpolate(normals, scene.normal_faces, fragments), dim=1)
         slopes = scene.slopes()
         if slopes is None or scene.uvs is None:

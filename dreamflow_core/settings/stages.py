@@ -146,8 +146,8 @@ class MeshStage(Stage):
     """Optimising a mesh: its texture, its vertices, both, or its normal map; tuning and refining alike.
 
     Attributes:
-        texture_size: side of the texture that a mesh without one gets; a smaller one is enlarged to it.
-            None keeps a texture as it is.
+        texture_size: side of the texture that a mesh without one gets, and of a new atlas; a smaller texture is
+            enlarged to it. None keeps a texture as it is.
         unwrap: give the mesh new UVs, on which no texel shows two places, and bake its texture and normal map into
             them. Otherwise it keeps those that it has, to the bit.
     """

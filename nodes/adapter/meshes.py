@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import tempfile
 from dataclasses import replace
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,8 +30,11 @@ def mesh_input(tooltip: str) -> io.MultiType.Input:
     return io.MultiType.Input(io.Mesh.Input("mesh"), types=FILES, tooltip=tooltip)
 
 
-def read(mesh: Any) -> Mesh:
+def read(mesh: Any, atlas_size: int | None = None) -> Mesh:
     """A MESH or a FILE_3D as a `Mesh`.
+
+    Args:
+        atlas_size: of a file, as `load_mesh` takes it.
 
     Raises:
         BadMesh: there is no mesh or more than one, or it cannot be used.
@@ -40,7 +44,7 @@ def read(mesh: Any) -> Mesh:
 
     if mesh is None:
         raise BadMesh("there is no mesh: choose a file in the node that loads it")
-    return _from_file(mesh) if isinstance(mesh, Types.File3D) else _from_comfy(mesh)
+    return _from_file(mesh, atlas_size) if isinstance(mesh, Types.File3D) else _from_comfy(mesh)
 
 
 def to_file(made: Mesh, result: Any) -> Any:
@@ -57,13 +61,14 @@ def to_file(made: Mesh, result: Any) -> Any:
     return Types.File3D(BytesIO(made.source.glb(made)), file_format="glb")
 
 
-def _from_file(file: Any) -> Mesh:
+def _from_file(file: Any, atlas_size: int | None) -> Mesh:
     from ...dreamflow_core.mesh.files import load_mesh
 
+    load = partial(load_mesh, kept_in="model_3d", atlas_size=atlas_size)
     if file.is_disk_backed:
-        return load_mesh(Path(file.get_source()), kept_in="model_3d")
+        return load(Path(file.get_source()))
     with tempfile.TemporaryDirectory() as folder:
-        return load_mesh(Path(file.save_to(str(Path(folder) / f"mesh.{file.format}"))), kept_in="model_3d")
+        return load(Path(file.save_to(str(Path(folder) / f"mesh.{file.format}"))))
 
 
 def _from_comfy(mesh: Any) -> Mesh:

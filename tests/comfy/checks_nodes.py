@@ -19,6 +19,7 @@ from comfy_api.latest import Types, io
 from comfy_execution.graph import DynamicPrompt
 from comfy_extras.nodes_gaussian_splat import _lookat_camera_info
 from comfy_extras.nodes_save_3d import MeshToFile3D
+from gltf_file import GltfFile
 from helpers import close, same
 from pack.dreamflow_core.cameras import VIEW_NAMES, orbit, view_name
 from pack.dreamflow_core.mesh.gltf_document import Document
@@ -190,6 +191,23 @@ def check_the_texture_is_baked_into_new_uvs_if_asked():
         assert made.texture.shape == (1, 64, 64, 3)
         assert meshes.read(made).uvs.tolist() == mesh.uvs.tolist() or unwrap
         assert (uv_warning(meshes.read(made)) is None) == unwrap
+
+
+def check_a_files_new_atlas_has_the_size_that_is_asked_for():
+    file = GltfFile()
+    for grey in (50, 200):
+        texture = file.texture(np.full((4, 4, 3), grey, np.uint8))
+        material = file.add("materials", pbrMetallicRoughness={"baseColorTexture": {"index": texture}})
+        file.show(file.quad(material=material), translation=[grey / 100, 0, 0])
+    model, (positive, negative) = tiny.model("sd1"), tiny.texts("sd1")
+    (sigmas,) = DreamFlowScheduler.execute(model, {"range": "own", "start": 0.8, "end": 0.2}, 2).args
+    flow = {"model": model, "positive": positive, "negative": negative, "vae": tiny.vae(), "sigmas": sigmas}
+    how = {"optimise": "texture", "resolution": 64, "seed": 1, "cfg": 2.0, "iterations": 1}
+    for size, side in ((0, 512), (64, 64)):
+        with own_user_folder(), tempfile.TemporaryDirectory() as folder:
+            given = {"mesh": Types.File3D(str(file.save(Path(folder)))), "cameras": ViewRange(views=1)}
+            made, *_ = in_a_graph(DreamFlowMeshTune).execute(**flow, **how, **given, texture_size=size).args
+        assert made.texture.shape == (1, side, side, 3)
 
 
 def check_a_new_widget_is_the_last_and_may_be_left_out():
