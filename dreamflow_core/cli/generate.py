@@ -15,7 +15,7 @@ from ..priors.load import HeadlessPrior, PriorSettings, job_of, load_prior
 from ..scenes.mesh import look_at
 from ..scenes.nerf import NeRFScene, save_field
 from ..settings.presets import OPTIMISED, PRESETS
-from .options import add_model_options, add_output, add_resume, add_settings, read_model, read_settings
+from .options import add_controls, add_model_options, add_output, add_resume, add_settings, read_model, read_settings
 from .run import Run
 from .show import save_preview, save_turntable, warned
 
@@ -36,7 +36,8 @@ def add_commands(commands: Any) -> None:
     add("--refiner-vae", metavar="FILE|FOLDER", help="as --vae, for the refiner")
     for name in OPTIMISED:
         help_ = f"as --lora, for the {name} stage alone"
-        add(f"--{name}-lora", action="append", default=[], metavar="FILE[:WEIGHT]", help=help_)
+        add(f"--{name}-lora", dest=f"{name}_loras", action="append", default=[], metavar="FILE[:WEIGHT]", help=help_)
+        add_controls(parser, name)
     shown = {f"{name}_size": "the model's own" for name in OPTIMISED}
     add_settings(parser, *PRESETS.values(), shown=shown)
 
@@ -75,13 +76,19 @@ def _generate(options: argparse.Namespace) -> None:
 def _models(options: argparse.Namespace) -> dict[str, PriorSettings]:
     """The model of each stage that is run."""
     base = read_model(options)
-    models = {
-        "nerf": replace(base, loras=[*base.loras, *options.nerf_lora]),
-        "tune": replace(base, loras=[*base.loras, *options.tune_lora]),
-    }
+
+    def of_stage(name: str) -> PriorSettings:
+        files: dict[str, Any] = {
+            kind: [*getattr(base, kind), *getattr(options, f"{name}_{kind}")]
+            for kind in ("loras", "controlnets", "hints")
+        }
+        return replace(base, **files)
+
+    models = {name: of_stage(name) for name in ("nerf", "tune")}
     if options.refiner is not None:
-        others = {name: getattr(options, f"refiner_{name}") for name in ("cfg", "config", "vae")}
-        others["loras"] = options.refine_lora
+        others: dict[str, Any] = {name: getattr(options, f"refiner_{name}") for name in ("cfg", "config", "vae")}
+        # Files for the other model's kind do not fit this one.
+        others |= {kind: getattr(options, f"refine_{kind}") for kind in ("loras", "controlnets", "hints")}
         models["refine"] = replace(base, model=options.refiner, **others)
     return models
 

@@ -12,6 +12,7 @@ from types import UnionType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from ..apfo import Checkpoint
+from ..hints import HINT_KINDS
 from ..priors.demo import CFG
 from ..priors.load import DTYPES, PriorSettings
 
@@ -117,6 +118,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     scale = f"guidance scale (default: {CFG:g} for the demo models, 7.5 for others, 1 for those distilled by name)"
     add("--cfg", type=float, metavar="X", help=scale)
     add("--lora", dest="loras", action="append", default=[], metavar="FILE[:WEIGHT]", help="may be repeated")
+    add_controls(parser)
     add("--dtype", choices=list(DTYPES), default=model.dtype, help=f"of a diffusers model's weights ({model.dtype})")
     add("--config", metavar="FOLDER", help="diffusers folder to configure a single-file checkpoint from")
     add("--vae", metavar="FILE|FOLDER", help="VAE to use instead of a diffusers model's own")
@@ -124,6 +126,20 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     add("--device", metavar="NAME", help=best)
     twice = "let a diffusers model compute parts twice instead of keeping them: slower, in less memory"
     add("--save-memory", action="store_true", help=twice)
+
+
+def add_controls(parser: argparse.ArgumentParser, stage: str = "") -> None:
+    """ControlNets and what each is shown, of all stages or of one."""
+    option, name = (f"--{stage}-", f"{stage}_") if stage else ("--", "")
+    net = "a ControlNet that is shown the scene in every view; may be repeated"
+    hint = "what it is shown; one for each --controlnet"
+    if stage:
+        net, hint = f"as --controlnet, for the {stage} stage alone", f"as --hint, for --{stage}-controlnet"
+    add = parser.add_argument
+    add(
+        f"{option}controlnet", dest=f"{name}controlnets", action="append", default=[], metavar="FILE[:WEIGHT]", help=net
+    )
+    add(f"{option}hint", dest=f"{name}hints", action="append", default=[], choices=list(HINT_KINDS), help=hint)
 
 
 def read_model(options: argparse.Namespace, **others: Any) -> PriorSettings:

@@ -106,7 +106,7 @@ class Muon(torch.optim.Optimizer):
                 p.mul_(1 - group["lr"] * group["weight_decay"]).add_(update.view_as(p), alpha=-group["lr"])
 
 
-def make_optimisers(model: nn.Module, ends: Sequence[nn.Parameter]) -> list[torch.optim.Optimizer]:
+def make_optimisers(model: nn.Module, ends: Sequence[Tensor]) -> list[torch.optim.Optimizer]:
     """Muon for the weights of hidden layers, Adam for everything else, also the `ends`: first and last layers."""
     matrices: list[nn.Parameter] = []
     others: list[nn.Parameter] = []

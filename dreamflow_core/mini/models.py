@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import nn
-
 SIZE = 128
 """Images are this many pixels a side; latents a quarter of it."""
 REFINED = 256
@@ -23,7 +21,7 @@ LENGTH = 77
 
 # Without residual blocks on the way down an image is encoded in a tenth of the time that one block a level takes:
 # the gradient of every iteration passes there. What they could add is left to the blocks in the middle.
-VAE = {
+VAE: dict[str, Any] = {
     "in_channels": 3,
     "out_channels": 3,
     "down_block_types": ["DownEncoderBlock2D"] * 3,
@@ -34,7 +32,7 @@ VAE = {
     "norm_num_groups": 32,
     "sample_size": SIZE,
 }
-UNET = {
+UNET: dict[str, Any] = {
     "sample_size": SIZE // FACTOR,
     "in_channels": CHANNELS,
     "out_channels": CHANNELS,
@@ -46,7 +44,7 @@ UNET = {
     "attention_head_dim": 4,
     "cross_attention_dim": TEXT_WIDTH,
 }
-TEXT = {
+TEXT: dict[str, Any] = {
     "hidden_size": TEXT_WIDTH,
     "intermediate_size": 4 * TEXT_WIDTH,
     "num_hidden_layers": 2,
@@ -55,7 +53,7 @@ TEXT = {
     "projection_dim": TEXT_WIDTH,
     "hidden_act": "quick_gelu",
 }
-SCHEDULE = {
+SCHEDULE: dict[str, Any] = {
     "num_train_timesteps": 1000,
     "beta_schedule": "scaled_linear",
     "beta_start": 0.00085,
@@ -68,21 +66,21 @@ SCHEDULE = {
 """Stable Diffusion 1.x's own."""
 
 
-def make_vae(**changes: Any) -> nn.Module:
+def make_vae(**changes: Any) -> Any:
     """An untrained AutoencoderKL."""
     from diffusers import AutoencoderKL
 
     return AutoencoderKL(**{**VAE, **changes})
 
 
-def make_unet(**changes: Any) -> nn.Module:
+def make_unet(**changes: Any) -> Any:
     """An untrained UNet2DConditionModel."""
     from diffusers import UNet2DConditionModel
 
     return UNet2DConditionModel(**{**UNET, **changes})
 
 
-def make_text_encoder(tokenizer: Any) -> nn.Module:
+def make_text_encoder(tokenizer: Any) -> Any:
     """An untrained CLIPTextModel for a tokenizer's words."""
     from transformers import CLIPTextConfig, CLIPTextModel
 

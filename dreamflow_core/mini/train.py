@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -167,7 +168,7 @@ def crops(images: Tensor, side: int, generator: torch.Generator) -> Tensor:
     return torch.stack([image[:, y : y + side, x : x + side] for image, (y, x) in zip(images, corners)])
 
 
-def vae_loss(vae: nn.Module, images: Tensor, generator: torch.Generator) -> Tensor:
+def vae_loss(vae: Any, images: Tensor, generator: torch.Generator) -> Tensor:
     """Squared and absolute errors of reconstruction, in units of [-1, 1], and a little of the divergence."""
     posterior = vae.encode(images).latent_dist
     noise = torch.randn(posterior.mean.shape, generator=generator).to(images)
@@ -176,7 +177,7 @@ def vae_loss(vae: nn.Module, images: Tensor, generator: torch.Generator) -> Tens
     return 4 * error.square().mean() + error.abs().mean() + KL * posterior.kl().mean()
 
 
-def standardise(vae: nn.Module, images: Tensor) -> None:
+def standardise(vae: Any, images: Tensor) -> None:
     """Centre the latents of typical images and give their channels one deviation, and note the scaling factor.
 
     The encoder's last layer and the decoder's first, both 1 x 1, take it up; the VAE as a whole stays the same.
@@ -197,7 +198,7 @@ def standardise(vae: nn.Module, images: Tensor) -> None:
         vae.register_to_config(scaling_factor=round(1 / common.item(), 5))
 
 
-def train_vae(recipe: Recipe, work: Path, device: torch.device) -> nn.Module:
+def train_vae(recipe: Recipe, work: Path, device: torch.device) -> Any:
     bank = SurfaceBank(recipe.size, recipe.views, "model", recipe.seed, work, device)
     torch.manual_seed(recipe.seed)
     vae = models.make_vae().to(device)
@@ -213,7 +214,7 @@ def train_vae(recipe: Recipe, work: Path, device: torch.device) -> nn.Module:
     return vae
 
 
-def pass_noise_through(unet: nn.Module) -> None:
+def pass_noise_through(unet: Any) -> None:
     """Start as a network that returns its input: at much noise that is the noise, nearly, which is what it predicts.
 
     Norms have 32 groups, so at the first level two channels share one, and what a group says of its level is how the
@@ -241,9 +242,10 @@ def pass_noise_through(unet: nn.Module) -> None:
 
 def noise_levels() -> Tensor:
     """(1000,) sigma of each timestep."""
-    steps, (low, high) = models.SCHEDULE["num_train_timesteps"], (models.SCHEDULE["beta_start"], models.SCHEDULE["beta_end"])
-    betas = torch.linspace(low**0.5, high**0.5, steps) ** 2
-    kept = (1 - betas).cumprod(0)
+    from diffusers import DDIMScheduler
+
+    scheduler: Any = DDIMScheduler(**models.SCHEDULE)
+    kept = scheduler.alphas_cumprod
     return ((1 - kept) / kept).sqrt()
 
 
@@ -274,7 +276,7 @@ def noise_loss(predict: Callable[[Tensor, Tensor], Tensor], z: Tensor, t: Tensor
 class TextToLatents(nn.Module):
     """The UNet and its text encoder, trained together."""
 
-    def __init__(self, unet: nn.Module, text_encoder: nn.Module):
+    def __init__(self, unet: Any, text_encoder: Any):
         super().__init__()
         self.unet, self.text_encoder = unet, text_encoder
 
@@ -283,14 +285,14 @@ class TextToLatents(nn.Module):
         return self.unet(z_t, t, hidden).sample
 
 
-def load_vae(work: Path, device: torch.device) -> nn.Module:
+def load_vae(work: Path, device: torch.device) -> Any:
     from diffusers import AutoencoderKL
 
     return AutoencoderKL.from_pretrained(work / "vae").to(device).requires_grad_(False).eval()
 
 
 @torch.no_grad()
-def latents(vae: nn.Module, images: Tensor) -> Tensor:
+def latents(vae: Any, images: Tensor) -> Tensor:
     return vae.encode(images).latent_dist.mode() * vae.config.scaling_factor
 
 

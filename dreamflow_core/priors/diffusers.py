@@ -25,6 +25,7 @@ from ..prior import Look, Session, T, guide
 from ..quiet import bars_on_terminals, without_messages
 from ..state import BadFile, reading
 from .checkpoints import check_used, scheduler_settings, with_settings
+from .controls import Control, Controls
 from .lora_files import add_loras, read_lora
 from .text import batched, chunked, encode_text
 
@@ -76,12 +77,21 @@ class DiffusersPrior:
             and no negative prompt.
         save_memory: keep less for backward passes: the VAE sees one image at a time, and its blocks and the
             UNet's run again instead of being kept. The same result but for rounding.
+        controls: ControlNets that are shown the scene; they count in every evaluation, phi's too.
 
     Raises:
         ValueError: the pipeline's scheduler belongs to a model that predicts neither noise nor v.
     """
 
-    def __init__(self, pipe: Any, positive: str, negative: str = "", cfg: float = 7.5, save_memory: bool = False):
+    def __init__(
+        self,
+        pipe: Any,
+        positive: str,
+        negative: str = "",
+        cfg: float = 7.5,
+        save_memory: bool = False,
+        controls: Sequence[Control] = (),
+    ):
         for component in pipe.components.values():
             if isinstance(component, nn.Module):
                 component.requires_grad_(False).eval()
@@ -101,6 +111,7 @@ class DiffusersPrior:
         parts = [(getattr(pipe, f"tokenizer{n}", None), getattr(pipe, f"text_encoder{n}", None)) for n in ("", "_2")]
         self._encoders = [(tokenizer, encoder) for tokenizer, encoder in parts if encoder is not None]
         self._encoded: dict[tuple[str, float], _Text] = {}
+        self._controls = Controls(controls)
 
     @property
     def default_size(self) -> tuple[int, int]:
@@ -120,6 +131,7 @@ class DiffusersPrior:
         return unet.in_channels, height // factor, width // factor
 
     def run(self, body: Callable[[Session], T], look: Look | None = None) -> T:
+        self._controls.look_through(look)
         return body(self)
 
     def encode(self, images: Tensor) -> Tensor:
@@ -145,6 +157,7 @@ class DiffusersPrior:
     def denoise(self, z_t: Tensor, sigma: float, views: Cameras | None, *, guided: bool) -> Tensor:
         """See `Session.denoise`; computes in the UNet's type and returns float32."""
         positive = self._positive(views, len(z_t))
+        self._controls.show(views, z_t.shape[-1])
         if not guided or self.cfg == 1 or self._guides_itself:
             return self._estimate(z_t, sigma, positive, self.cfg if guided else 1.0)
         texts = positive + [self._negative()] * len(z_t)
@@ -162,7 +175,8 @@ class DiffusersPrior:
             conditioning["timestep_cond"] = self._embedded(cfg).expand(len(z_t), -1)
 
         def network(x: Tensor, time: Tensor) -> Tensor:
-            return unet(x.to(unet.dtype), time, **conditioning).sample.float()
+            shown = self._controls.residuals(x, time, **conditioning)
+            return unet(x.to(unet.dtype), time, **conditioning, **shown).sample.float()
 
         levels = torch.full((len(z_t),), sigma, device=z_t.device)
         return self._parameterisation.denoise(network, z_t.float(), levels)
