@@ -13,8 +13,8 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from ..apfo import Checkpoint
 from ..hints import HINT_KINDS
-from ..priors.demo import CFG
 from ..priors.load import DTYPES, PriorSettings
+from ..settings.presets import FAMILIES
 
 S = TypeVar("S")
 
@@ -79,9 +79,9 @@ def _form(hint: Any) -> dict[str, Any]:
 
 
 def _defaults(values: Sequence[Any]) -> str:
-    """One value for all presets, or each one's."""
+    """One value for all models and presets, or what it is by."""
     shown = [" ".join(map(str, v)) if isinstance(v, tuple) else str(v) for v in values]
-    return shown[0] if len(set(shown)) == 1 else f"{', '.join(shown)} by preset"
+    return shown[0] if len(set(shown)) == 1 else f"by model and preset, {shown[0]} for a draft with the demo model"
 
 
 def _attribute_docs(kind: type) -> Iterator[tuple[str, str]]:
@@ -115,7 +115,8 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     add("--model", default=model.model, help="demo, a diffusers folder or a .safetensors checkpoint (default: demo)")
     away = "what to keep away from (default: nothing; for the demo models in 3D the prompt without a view)"
     add("--negative", default=model.negative, metavar="PROMPT", help=away)
-    scale = f"guidance scale (default: {CFG:g} for the demo models, 7.5 for others, 1 for those distilled by name)"
+    scales = ", ".join(f"{family.cfg:g} for {family.name}" for family in FAMILIES.values())
+    scale = f"guidance scale (default: {scales}, 1 for those distilled by name)"
     add("--cfg", type=float, metavar="X", help=scale)
     add("--lora", dest="loras", action="append", default=[], metavar="FILE[:WEIGHT]", help="may be repeated")
     add_controls(parser)

@@ -15,6 +15,7 @@ from ..demo.model import MODELS, load_model
 from ..job import of_file
 from ..prior import Prior, Session
 from .demo import DemoPrior
+from .families import find_family
 
 
 class HeadlessPrior(Prior, Session, Protocol):
@@ -41,8 +42,8 @@ class PriorSettings:
         model: "demo", a local diffusers folder or a single-file checkpoint.
         positive: prompt.
         negative: prompt; None is the kind of model's own default.
-        cfg: classifier-free guidance scale; None is the kind of model's own default, which is 1 for one that is
-            distilled by its name (Turbo, Lightning, LCM, TCD, DMD, Hyper-SD).
+        cfg: classifier-free guidance scale; None is the family's, or 1 for a model that is distilled by its name
+            (Turbo, Lightning, LCM, TCD, DMD, Hyper-SD).
         loras: files, each FILE or FILE:WEIGHT.
         controlnets: files or folders, likewise; each is shown the scene, so they are for stages in 3D.
         hints: what each of them is shown: depth, normal, edges or mask.
@@ -94,7 +95,8 @@ def load_prior(settings: PriorSettings) -> HeadlessPrior:
         BadFile: the model or a LoRA is missing, broken or of a kind that cannot be used.
         ValueError: a prompt or a setting does not fit the model.
     """
-    device = find_device(settings.device)
+    device, path = find_device(settings.device), Path(settings.model)
+    family, _ = find_family(settings.model, settings.config)
     guided: dict[str, Any] = {
         name: value for name in ("negative", "cfg") if (value := getattr(settings, name)) is not None
     }
@@ -104,12 +106,6 @@ def load_prior(settings: PriorSettings) -> HeadlessPrior:
             if value:
                 raise ValueError(f"the demo models take no {name}")
         return DemoPrior(load_model(MODELS[settings.model]).to(device), settings.positive, **guided)
-    path = Path(settings.model)
-    if not path.exists():
-        raise ValueError(
-            f"there is no model '{settings.model}'; it must be one of {', '.join(MODELS)},"
-            " a diffusers folder or a .safetensors checkpoint"
-        )
     from .controls import ControlFile, load_control
     from .diffusers import DiffusersPrior, load_pipeline
 
@@ -127,6 +123,7 @@ def load_prior(settings: PriorSettings) -> HeadlessPrior:
         if named is not None:
             _log.warning("%s is a distilled model by its name (%s): guidance scale 1", path, named[0])
             guided["cfg"] = 1.0
+    guided.setdefault("cfg", family.cfg)
     shown = [load_control(control, pipeline.unet) for control in controls]
     return DiffusersPrior(pipeline, settings.positive, save_memory=settings.save_memory, controls=shown, **guided)
 
