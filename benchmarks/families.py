@@ -1,4 +1,4 @@
-"""What suits each family of models, as `docs/headless.md` has it: prints the table of `dreamflow_core.settings.presets`.
+"""Prints what suits each family of models (`dreamflow_core.settings.presets`), as `docs/headless.md` has it.
 
 python benchmarks/families.py
 """

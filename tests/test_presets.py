@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -82,7 +83,7 @@ def test_presets_do_more_and_more(family):
         return [p.schedule.levels * p.schedule.iterations * p.stage.views.views for p in stages]
 
     work = [views(preset) for preset in PRESETS]
-    assert all(a < b for less, more in zip(work, work[1:]) for a, b in zip(less, more))
+    assert all(a < b for less, more in pairwise(work) for a, b in zip(less, more))
 
 
 def test_each_stage_takes_its_own_models_row():
