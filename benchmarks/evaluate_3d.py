@@ -52,7 +52,7 @@ from dreamflow_core.prior import Look
 from dreamflow_core.priors.demo import CFG, DemoPrior
 from dreamflow_core.scenes.mesh import look_at
 from dreamflow_core.scenes.nerf import NeRFScene, load_field, save_field
-from dreamflow_core.settings.presets import PRESETS, Plan
+from dreamflow_core.settings.presets import FAMILIES, OPTIMISED, PRESETS, Plan, make_plan
 from dreamflow_core.state import make_generator, write_bytes
 from dreamflow_core.views import View
 
@@ -238,28 +238,29 @@ def untrained(model: DemoModel) -> DemoModel:
 
 
 def plan_for(options: argparse.Namespace, priors: dict[str, DemoPrior]) -> Plan:
-    plan = PRESETS[options.preset]
-    for name, prior in priors.items():
-        planned = getattr(plan, name).at(prior.default_size[0])
+    demo, sizes = FAMILIES["demo"], {name: prior.default_size[0] for name, prior in priors.items()}
+    chosen = make_plan(options.preset, demo, demo, {"refine": demo.size, **sizes})
+    for name in priors:
+        planned = getattr(chosen, name)
         if options.control == "frozen":
             phi = replace(planned.stage.phi, learning_rate=0.0)
             planned = replace(planned, stage=replace(planned.stage, phi=phi))
-        plan = replace(plan, **{name: planned})
-    return plan
+        chosen = replace(chosen, **{name: planned})
+    return chosen
 
 
 def evaluate(description: Description, seed: int, options: argparse.Namespace, judge: Judge | None) -> dict[str, Any]:
     """One row, with the mesh and a picture of every stage beside it."""
     prompt, name = description.prompt(), slug(description, seed)
     priors = load_priors(options, prompt)
-    plan = plan_for(options, priors)
+    chosen = plan_for(options, priors)
     graded = replace(description, shape=following(description.shape), colour=following(description.colour))
     true = Truth.of(graded if options.control == "wrong" else description)
     stages: dict[str, dict[str, Any]] = {}
     looks: dict[str, Look] = {}
 
     def run(stage: str, function):
-        kept = partial(keep_field, name, plan, options)
+        kept = partial(keep_field, name, chosen, options)
         made, seconds = kept(function) if stage == "nerf" else timed(function)
         looks[stage] = look_of_field(made) if isinstance(made, NeRFScene) else look_at(made)
         stages[stage] = {"cpu_seconds": seconds, **measure(looks[stage], true, judge)}
@@ -267,13 +268,13 @@ def evaluate(description: Description, seed: int, options: argparse.Namespace, j
 
     row: dict[str, Any] = {"prompt": prompt, "seed": seed, "made": 1.0, "stages": stages}
     try:
-        mesh = generate(plan, priors, seed=seed, run=run)
+        mesh = generate(chosen, priors, seed=seed, run=run)
     except BadMesh as error:
         return {**row, "made": 0.0, "error": str(error)}
     path = options.out / f"{name}.glb"
     save_mesh(path, mesh)
     save_picture(options.out / f"{name}.png", sheet(looks, true))
-    row |= {**stages[list(stages)[-1]], "sound": float(is_sound(mesh, plan.extract.faces))}
+    row |= {**stages[list(stages)[-1]], "sound": float(is_sound(mesh, chosen.extract.faces))}
     if not options.no_tools:
         row |= {"embree": embree_psnr(path), "valid": float(not khronos_complaints(path))}
     if "refine" in stages:
@@ -362,7 +363,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--prompts", type=int, default=24)
     parser.add_argument("--seeds", type=int, default=2)
-    parser.add_argument("--preset", choices=list(PRESETS), default="draft")
+    parser.add_argument("--preset", choices=PRESETS, default=PRESETS[0])
     parser.add_argument("--model", default="demo", help="name or file of a demo model")
     parser.add_argument("--refiner", default=None, help="name or file of a demo model")
     parser.add_argument("--cfg", type=float, default=CFG)
@@ -378,7 +379,10 @@ def main() -> None:
         check_tools()
     judge = None if options.no_judge else load_judge()
     path = options.out / "rows.json"
-    job = {"preset": asdict(PRESETS[options.preset]), **{n: getattr(options, n) for n in _JOB}}
+    preset = make_plan(
+        options.preset, FAMILIES["demo"], FAMILIES["demo"], dict.fromkeys(OPTIMISED, FAMILIES["demo"].size)
+    )
+    job = {"preset": asdict(preset), **{n: getattr(options, n) for n in _JOB}}
     rows = resume(path, json.loads(json.dumps(job)))
     done = {(row["prompt"], row["seed"]) for row in rows}
     prompts = choose_prompts(options.prompts)

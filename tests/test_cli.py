@@ -25,7 +25,7 @@ from dreamflow_core import cli
 from dreamflow_core.cli.options import read_settings
 from dreamflow_core.mesh.files import load_mesh
 from dreamflow_core.scenes.nerf import load_field
-from dreamflow_core.settings.presets import PRESETS
+from dreamflow_core.settings.presets import FAMILIES, OPTIMISED, make_plan
 
 ROOT = Path(__file__).parent.parent
 QUICK = ["--count", "1", "--levels", "3"]
@@ -219,14 +219,14 @@ def test_options_are_the_settings(tmp_path: Path):
     given = ["--tune-levels", "7", "--nerf-elevation", "-5", "50", "--refine-phi-rank", "3"]
     given += ["--nerf-grid-levels", "4", "--extract-threshold", "2.5", "--tune-unwrap"]
     options = cli._parser().parse_args(["generate", "a cube", "--out", str(tmp_path), *given])
-    preset = PRESETS["standard"]
-    plan = read_settings(options, preset)
-    assert plan.tune.schedule == replace(preset.tune.schedule, levels=7)
-    assert plan.nerf.schedule == preset.nerf.schedule
-    assert plan.tune.stage.unwrap and not plan.refine.stage.unwrap
-    assert plan.nerf.stage.views.elevation == (-5.0, 50.0)
-    assert plan.nerf.stage.scene.grid.levels == 4 and plan.extract.threshold == 2.5
-    assert plan.refine.stage.phi.rank == 3 and plan.nerf.stage.phi == preset.nerf.stage.phi
+    preset = make_plan("standard", FAMILIES["demo"], FAMILIES["demo"], dict.fromkeys(OPTIMISED, 64))
+    read = read_settings(options, preset)
+    assert read.tune.schedule == replace(preset.tune.schedule, levels=7)
+    assert read.nerf.schedule == preset.nerf.schedule
+    assert read.tune.stage.unwrap and not read.refine.stage.unwrap
+    assert read.nerf.stage.views.elevation == (-5.0, 50.0)
+    assert read.nerf.stage.scene.grid.levels == 4 and read.extract.threshold == 2.5
+    assert read.refine.stage.phi.rank == 3 and read.nerf.stage.phi == preset.nerf.stage.phi
 
 
 def generate_arguments(out: Path) -> list[str]:

@@ -20,7 +20,7 @@ ROOMS = (
     {"state", "job", "cameras", "views", "schedule", "guidance", "parameterisation", "lora"},
     {"settings", "pictures", "preparing", "quiet"},
     {"prior", "hints", "render", "mesh"},
-    {"scenes", "priors", "demo", "sampler"},
+    {"scenes", "priors", "demo", "mini", "sampler"},
     {"apfo"},
     {"pipeline"},
     {"generate"},
@@ -33,7 +33,7 @@ ALLOWED = (
     | {"dreamflow_core", "torch", "numpy", "scipy", "PIL", "safetensors", "tqdm"}
     | {
         *("DracoPy", "diffusers", "fast_simplification", "kornia", "lycoris", "mapbox_earcut", "meshopt", "nerfacc"),
-        *("nvdiffrast", "skimage", "transformers", "trimesh", "warp", "xatlas"),
+        *("nvdiffrast", "skimage", "tokenizers", "transformers", "trimesh", "warp", "xatlas"),
     }
 )
 """What the core may import by absolute names: none of it is ComfyUI's."""

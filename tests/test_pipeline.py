@@ -25,7 +25,7 @@ from dreamflow_core.priors.demo import DemoPrior
 from dreamflow_core.scenes.mesh import look_at
 from dreamflow_core.scenes.nerf import NeRFScene, load_field, save_field
 from dreamflow_core.schedule import Schedule, log_uniform
-from dreamflow_core.settings.presets import PRESETS, Plan, Planned
+from dreamflow_core.settings.presets import FAMILIES, OPTIMISED, PRESETS, Plan, Planned, make_plan
 from dreamflow_core.settings.scenes import HashGridSettings, MeshSettings, NeRFSettings
 from dreamflow_core.settings.stages import ExtractSettings, MeshStage, NeRFStage, ScheduleSettings, TurntableSettings
 from dreamflow_core.state import BadFile, save_state
@@ -272,10 +272,14 @@ def test_generate_checks_every_stage_before_it_starts():
     assert prior.calls == other.calls == 0
 
 
+def demo_plan(preset):
+    return make_plan(preset, FAMILIES["demo"], FAMILIES["demo"], dict.fromkeys(OPTIMISED, 64))
+
+
 def test_presets_do_more_and_more():
     work = [
         sum(len(p.schedule.build(TruthPrior("cube", ORANGE, 64).sigma_at)) for p in (plan.nerf, plan.tune, plan.refine))
-        for plan in PRESETS.values()
+        for plan in map(demo_plan, PRESETS)
     ]
     assert work == sorted(set(work))
 
@@ -283,7 +287,7 @@ def test_presets_do_more_and_more():
 @pytest.mark.slow
 def test_a_prompt_becomes_its_object():
     """The demo model, a draft with half of the work: a red sphere, in outline and colour."""
-    draft = PRESETS["draft"]
+    draft = demo_plan("draft")
     shorter = replace(draft.nerf, schedule=replace(draft.nerf.schedule, iterations=2))
     prior = DemoPrior(load_model(MODELS["demo"]), "a red sphere")
     made = look_at(generate(replace(draft, nerf=shorter), {"nerf": prior, "tune": prior}, seed=0))(HELD_OUT, 48)

@@ -12,8 +12,9 @@ from types import UnionType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from ..apfo import Checkpoint
-from ..priors.demo import CFG
+from ..hints import HINT_KINDS
 from ..priors.load import DTYPES, PriorSettings
+from ..settings.presets import FAMILIES
 
 S = TypeVar("S")
 
@@ -78,9 +79,9 @@ def _form(hint: Any) -> dict[str, Any]:
 
 
 def _defaults(values: Sequence[Any]) -> str:
-    """One value for all presets, or each one's."""
+    """One value for all models and presets, or what it is by."""
     shown = [" ".join(map(str, v)) if isinstance(v, tuple) else str(v) for v in values]
-    return shown[0] if len(set(shown)) == 1 else f"{', '.join(shown)} by preset"
+    return shown[0] if len(set(shown)) == 1 else f"by model and preset, {shown[0]} for a draft with the demo model"
 
 
 def _attribute_docs(kind: type) -> Iterator[tuple[str, str]]:
@@ -114,9 +115,11 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     add("--model", default=model.model, help="demo, a diffusers folder or a .safetensors checkpoint (default: demo)")
     away = "what to keep away from (default: nothing; for the demo models in 3D the prompt without a view)"
     add("--negative", default=model.negative, metavar="PROMPT", help=away)
-    scale = f"guidance scale (default: {CFG:g} for the demo models, 7.5 for others, 1 for those distilled by name)"
+    scales = ", ".join(f"{family.cfg:g} for {family.name}" for family in FAMILIES.values())
+    scale = f"guidance scale (default: {scales}, 1 for those distilled by name)"
     add("--cfg", type=float, metavar="X", help=scale)
     add("--lora", dest="loras", action="append", default=[], metavar="FILE[:WEIGHT]", help="may be repeated")
+    add_controls(parser)
     add("--dtype", choices=list(DTYPES), default=model.dtype, help=f"of a diffusers model's weights ({model.dtype})")
     add("--config", metavar="FOLDER", help="diffusers folder to configure a single-file checkpoint from")
     add("--vae", metavar="FILE|FOLDER", help="VAE to use instead of a diffusers model's own")
@@ -124,6 +127,20 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     add("--device", metavar="NAME", help=best)
     twice = "let a diffusers model compute parts twice instead of keeping them: slower, in less memory"
     add("--save-memory", action="store_true", help=twice)
+
+
+def add_controls(parser: argparse.ArgumentParser, stage: str = "") -> None:
+    """ControlNets and what each is shown, of all stages or of one."""
+    option, name = (f"--{stage}-", f"{stage}_") if stage else ("--", "")
+    net = "a ControlNet that is shown the scene in every view; may be repeated"
+    hint = "what it is shown; one for each --controlnet"
+    if stage:
+        net, hint = f"as --controlnet, for the {stage} stage alone", f"as --hint, for --{stage}-controlnet"
+    add = parser.add_argument
+    add(
+        f"{option}controlnet", dest=f"{name}controlnets", action="append", default=[], metavar="FILE[:WEIGHT]", help=net
+    )
+    add(f"{option}hint", dest=f"{name}hints", action="append", default=[], choices=list(HINT_KINDS), help=hint)
 
 
 def read_model(options: argparse.Namespace, **others: Any) -> PriorSettings:

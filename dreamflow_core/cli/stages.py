@@ -15,10 +15,11 @@ from ..mesh.mesh import Mesh
 from ..mesh.prepare import framed
 from ..pipeline import extract_mesh, optimise_mesh, optimise_nerf
 from ..prior import Look
+from ..priors.families import find_family
 from ..priors.load import HeadlessPrior, job_of, load_prior
 from ..scenes.mesh import look_at
 from ..scenes.nerf import NeRFScene, load_field, save_field
-from ..settings.presets import PRESETS, Planned
+from ..settings.presets import FAMILIES, PRESETS, Planned, planned
 from ..settings.stages import ExtractSettings, TurntableSettings
 from .options import add_model_options, add_output, add_resume, add_settings, read_model, read_settings
 from .run import Run, check_folder, preparations
@@ -54,9 +55,10 @@ def _add_stage_options(parser: argparse.ArgumentParser, name: str) -> None:
     add_output(parser)
     add_resume(parser)
     add_model_options(parser)
-    parser.add_argument("--preset", choices=list(PRESETS), default="draft", help="of the defaults (default: draft)")
+    parser.add_argument("--preset", choices=PRESETS, default=PRESETS[0], help="of the defaults (default: draft)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of everything random (default: 0)")
-    add_settings(parser, *(getattr(plan, name) for plan in PRESETS.values()), shown={"size": "the model's own"})
+    plans = (planned(name, family, preset, family.size) for family in FAMILIES.values() for preset in PRESETS)
+    add_settings(parser, *plans, shown={"size": "the model's own"})
 
 
 def _add_format(parser: argparse.ArgumentParser) -> None:
@@ -67,9 +69,9 @@ def _add_format(parser: argparse.ArgumentParser) -> None:
 def _nerf(options: argparse.Namespace) -> None:
     """Text to a radiance field: nerf.safetensors and nerf.png."""
     start = None if options.field is None else load_field(options.field)
-    prior, planned, run, job = _prepare(options)
+    prior, chosen, run, job = _prepare(options)
     optimise = partial(
-        optimise_nerf, prior, planned.schedule.build(prior.sigma_at), planned.stage, seed=options.seed, start=start
+        optimise_nerf, prior, chosen.schedule.build(prior.sigma_at), chosen.stage, seed=options.seed, start=start
     )
     if options.field is not None:
         job["from"] = of_file(options.field)
@@ -102,9 +104,9 @@ def _optimise_mesh(options: argparse.Namespace) -> None:
     atlas_size = getattr(options, "texture_size", None)
     with preparations(options.stage):
         mesh = load_mesh(options.mesh, kept_in, atlas_size)
-    prior, planned, run, job = _prepare(options)
-    schedule = planned.schedule.build(prior.sigma_at)
-    optimise = partial(optimise_mesh, prior, schedule, mesh, planned.stage, seed=options.seed)
+    prior, chosen, run, job = _prepare(options)
+    schedule = chosen.schedule.build(prior.sigma_at)
+    optimise = partial(optimise_mesh, prior, schedule, mesh, chosen.stage, seed=options.seed)
     changed = run.optimise(options.stage, optimise, **job, input=of_file(options.mesh))
     _write_mesh(options, changed)
     run.write_record()
@@ -114,13 +116,14 @@ def _optimise_mesh(options: argparse.Namespace) -> None:
 def _prepare(options: argparse.Namespace) -> tuple[HeadlessPrior, Planned[Any], Run, dict[str, Any]]:
     """The model, the settings and the run of a stage, and by what its saved state is known."""
     model = read_model(options)
-    planned = read_settings(options, getattr(PRESETS[options.preset], options.stage))
+    family, size = find_family(model.model, model.config)
+    preset = planned(options.stage, family, options.preset, getattr(options, "size", size))
+    chosen = read_settings(options, preset)
     prior = load_prior(model)
-    if not hasattr(options, "size"):
-        planned = planned.at(min(prior.default_size))
-    job = {"model": asdict(model), "settings": asdict(planned), "seed": options.seed}
+    job = {"model": asdict(model), "settings": asdict(chosen), "seed": options.seed}
     how = {"states": options.out, "resume": options.resume, "save_every": options.save_every}
-    return prior, planned, Run(options.out, job, [options.stage], **how), {**job, "model": job_of(model)}
+    run = Run(options.out, {**job, "family": family.name}, [options.stage], **how)
+    return prior, chosen, run, {**job, "model": job_of(model)}
 
 
 def _write_mesh(options: argparse.Namespace, mesh: Mesh) -> None:

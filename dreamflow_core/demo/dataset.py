@@ -72,18 +72,21 @@ class SurfaceBank:
         half: which of `HALVES` the views come from.
         seed: of the cameras.
         cache: folder to keep traced banks in, or None.
+        device: where they are kept and painted.
 
     Memory: 9 bytes a pixel.
     """
 
-    def __init__(self, size: int, views: int, half: str, seed: int, cache: Path | None = None):
-        self.views, self.pixel = views, 0.0
+    def __init__(
+        self, size: int, views: int, half: str, seed: int, cache: Path | None = None, device: torch.device | None = None
+    ):
+        self.views, self.pixel, self.device = views, 0.0, device or torch.device("cpu")
         path = cache and cache / f"surfaces-{size}px-{views}-{half}-{seed}.safetensors"
         stored = load_file(path) if path and path.exists() else self._trace(size, views, half, seed)
         if path and not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             save_file(stored, path)
-        self.alpha, self.shade, self.position = stored["alpha"], stored["shade"], stored["position"]
+        self.alpha, self.shade, self.position = (stored[n].to(self.device) for n in ("alpha", "shade", "position"))
         names = [view_name(a, e) for a, e in zip(stored["azimuth"].tolist(), stored["elevation"].tolist())]
         self.view, self.pixel = torch.tensor([_VIEW.index(name) for name in names]), float(stored["pixel"])
 
@@ -130,7 +133,8 @@ class SurfaceBank:
         position = self.position[index].float()
         surface = Surface(alpha, position, torch.zeros_like(position), torch.zeros_like(alpha), self.pixel)
         mask = Pattern.sample(kind, count, generator, variety).mask(surface)
-        images = truth.paint(alpha, shade, mask, palette[colour], palette[second], behind)
+        colours = (c.to(self.device) for c in (palette[colour], palette[second], behind))
+        images = truth.paint(alpha, shade, mask, *colours)
         shown = torch.stack(
             [
                 1 + shape,

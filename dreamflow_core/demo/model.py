@@ -21,7 +21,7 @@ from ..state import open_tensors, write_bytes
 from .vocabulary import SLOTS, Description
 
 SIGMA_DATA = 0.5
-_FORMAT = "dreamflow-demo"
+_FORMAT, _KIND = "dreamflow-demo", "a demo model"
 WEIGHTS = Path(__file__).with_name("weights")
 MODELS = {"demo": WEIGHTS / "demo-base.safetensors", "demo-refiner": WEIGHTS / "demo-refiner.safetensors"}
 """Weights of the bundled models by the name that `--model` takes."""
@@ -257,12 +257,26 @@ def load_model(path: Path) -> DemoModel:
     Raises:
         BadFile: the file is missing, broken, or not a demo model.
     """
-    tensors, metadata = load_tensors(path, _FORMAT, "a demo model")
-    config = json.loads(metadata["config"])
-    lists = {name: tuple(value) for name, value in config.items() if isinstance(value, list)}
-    model = DemoModel(ModelConfig(**{**config, **lists}))
+    tensors, metadata = load_tensors(path, _FORMAT, _KIND)
+    model = DemoModel(_config(metadata))
     model.load_state_dict(tensors)
     return model.requires_grad_(False).eval()
+
+
+def load_config(path: Path) -> ModelConfig:
+    """The size of a model that `save_model` wrote.
+
+    Raises:
+        BadFile: as `load_model`.
+    """
+    with open_tensors(path, _FORMAT, _KIND) as (_, metadata):
+        return _config(metadata)
+
+
+def _config(metadata: dict[str, str]) -> ModelConfig:
+    config = json.loads(metadata["config"])
+    lists = {name: tuple(value) for name, value in config.items() if isinstance(value, list)}
+    return ModelConfig(**{**config, **lists})
 
 
 def write_tensors(module: nn.Module, path: Path, format_: str, metadata: dict[str, str]) -> None:

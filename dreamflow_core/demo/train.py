@@ -12,6 +12,7 @@ import json
 import logging
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -70,10 +71,12 @@ RECIPES = {
 
 
 def orthogonalise(matrix: Tensor, steps: int = 5) -> Tensor:
-    """Nearest semi-orthogonal matrix, roughly: Muon's quintic Newton-Schulz iteration, in bfloat16 as Muon does."""
+    """Nearest semi-orthogonal matrix, roughly: Muon's quintic Newton-Schulz iteration, in bfloat16 on a GPU."""
     a, b, c = 3.4445, -4.7750, 2.0315
     x = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
-    x = (x / (x.norm() + 1e-7)).bfloat16()
+    x = x / (x.norm() + 1e-7)
+    # Of CPUs few have bfloat16; it is several times slower there where they do not.
+    x = x.bfloat16() if x.is_cuda else x
     for _ in range(steps):
         gram = x @ x.T
         x = a * x + (b * gram + c * gram @ gram) @ x
@@ -103,10 +106,10 @@ class Muon(torch.optim.Optimizer):
                 p.mul_(1 - group["lr"] * group["weight_decay"]).add_(update.view_as(p), alpha=-group["lr"])
 
 
-def make_optimisers(model: DemoModel) -> list[torch.optim.Optimizer]:
+def make_optimisers(model: nn.Module, ends: Sequence[Tensor]) -> list[torch.optim.Optimizer]:
+    """Muon for the weights of hidden layers, Adam for everything else, also the `ends`: first and last layers."""
     matrices: list[nn.Parameter] = []
     others: list[nn.Parameter] = []
-    ends = (model.output.weight, model.input.weight)
     for module in model.modules():
         for p in module.parameters(recurse=False):
             hidden = isinstance(module, (nn.Conv2d, nn.Linear)) and p.ndim > 1 and not any(p is end for end in ends)
@@ -147,7 +150,7 @@ class Run:
             torch.manual_seed(recipe.seed)
             self.model = DemoModel(recipe.model).to(device)
         self.average = {name: p.detach().clone() for name, p in self.model.named_parameters()}
-        self.optimisers = make_optimisers(self.model)
+        self.optimisers = make_optimisers(self.model, (self.model.output.weight, self.model.input.weight))
         self.generator = torch.Generator().manual_seed(recipe.seed + 1)
         self.seconds = 0.0
 

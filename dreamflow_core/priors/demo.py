@@ -12,9 +12,9 @@ from ..cameras import Cameras
 from ..demo.model import DemoModel
 from ..demo.vocabulary import Description, parse
 from ..prior import Look, Session, T, guide
+from ..settings.presets import FAMILIES
 
-CFG = 2.0
-"""Guidance scale that the demo models want."""
+CFG = FAMILIES["demo"].cfg
 
 
 class DemoPrior:

@@ -5,7 +5,6 @@ Everything is read from local files; nothing is ever downloaded.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -23,17 +22,14 @@ from ..cameras import VIEW_WORDING, Cameras
 from ..parameterisation import Parameterisation, eps, v
 from ..prior import Look, Session, T, guide
 from ..quiet import bars_on_terminals, without_messages
+from ..settings.presets import FAMILIES
 from ..state import BadFile, reading
 from .checkpoints import check_used, scheduler_settings, with_settings
+from .controls import Control, Controls
+from .families import read_index, read_json
 from .lora_files import add_loras, read_lora
 from .text import batched, chunked, encode_text
 
-_PIPELINES = (
-    "StableDiffusionPipeline",
-    "StableDiffusionImg2ImgPipeline",
-    "StableDiffusionXLPipeline",
-    "StableDiffusionXLImg2ImgPipeline",
-)
 _VOCABULARIES = ("tokenizer.json", "vocab.json")
 _KINDS = {"epsilon": eps, "v_prediction": v}
 # What diffusers tells the refiner about pictures that are wanted, and about those that are not.
@@ -76,12 +72,21 @@ class DiffusersPrior:
             and no negative prompt.
         save_memory: keep less for backward passes: the VAE sees one image at a time, and its blocks and the
             UNet's run again instead of being kept. The same result but for rounding.
+        controls: ControlNets that are shown the scene; they count in every evaluation, phi's too.
 
     Raises:
         ValueError: the pipeline's scheduler belongs to a model that predicts neither noise nor v.
     """
 
-    def __init__(self, pipe: Any, positive: str, negative: str = "", cfg: float = 7.5, save_memory: bool = False):
+    def __init__(
+        self,
+        pipe: Any,
+        positive: str,
+        negative: str = "",
+        cfg: float = FAMILIES["sd1"].cfg,
+        save_memory: bool = False,
+        controls: Sequence[Control] = (),
+    ):
         for component in pipe.components.values():
             if isinstance(component, nn.Module):
                 component.requires_grad_(False).eval()
@@ -101,6 +106,7 @@ class DiffusersPrior:
         parts = [(getattr(pipe, f"tokenizer{n}", None), getattr(pipe, f"text_encoder{n}", None)) for n in ("", "_2")]
         self._encoders = [(tokenizer, encoder) for tokenizer, encoder in parts if encoder is not None]
         self._encoded: dict[tuple[str, float], _Text] = {}
+        self._controls = Controls(controls)
 
     @property
     def default_size(self) -> tuple[int, int]:
@@ -120,6 +126,7 @@ class DiffusersPrior:
         return unet.in_channels, height // factor, width // factor
 
     def run(self, body: Callable[[Session], T], look: Look | None = None) -> T:
+        self._controls.look_through(look)
         return body(self)
 
     def encode(self, images: Tensor) -> Tensor:
@@ -145,6 +152,7 @@ class DiffusersPrior:
     def denoise(self, z_t: Tensor, sigma: float, views: Cameras | None, *, guided: bool) -> Tensor:
         """See `Session.denoise`; computes in the UNet's type and returns float32."""
         positive = self._positive(views, len(z_t))
+        self._controls.show(views, z_t.shape[-1])
         if not guided or self.cfg == 1 or self._guides_itself:
             return self._estimate(z_t, sigma, positive, self.cfg if guided else 1.0)
         texts = positive + [self._negative()] * len(z_t)
@@ -162,7 +170,8 @@ class DiffusersPrior:
             conditioning["timestep_cond"] = self._embedded(cfg).expand(len(z_t), -1)
 
         def network(x: Tensor, time: Tensor) -> Tensor:
-            return unet(x.to(unet.dtype), time, **conditioning).sample.float()
+            shown = self._controls.residuals(x, time, **conditioning)
+            return unet(x.to(unet.dtype), time, **conditioning, **shown).sample.float()
 
         levels = torch.full((len(z_t),), sigma, device=z_t.device)
         return self._parameterisation.denoise(network, z_t.float(), levels)
@@ -340,7 +349,7 @@ def _load_vae(path: Path, config: Path) -> Any:
             _check_safetensors(path)
             source: dict[str, Any] = {"config": str(config), "subfolder": "vae", "local_files_only": True}
             vae = diffusers.AutoencoderKL.from_single_file(str(path), dtype=torch.float32, **source)
-    channels = _read_json(config / "unet" / "config.json").get("in_channels")
+    channels = read_json(config / "unet" / "config.json").get("in_channels")
     if vae.config.latent_channels != channels:
         raise BadFile(
             f"the VAE {path} has latents of {vae.config.latent_channels} channels; the model takes {channels}"
@@ -374,19 +383,14 @@ def _check_folder(folder: Path) -> dict[str, Any]:
     """The folder's model_index.json, once its small files show that it is of a supported family."""
     import diffusers
 
-    index_file = folder / "model_index.json"
-    if not index_file.is_file():
-        raise BadFile(f"{folder} is not a diffusers pipeline: it has no model_index.json")
-    index = _read_json(index_file)
-    if index.get("_class_name") not in _PIPELINES:
-        raise BadFile(f"{folder} is a {index.get('_class_name')}; supported are {', '.join(_PIPELINES)}")
+    index = read_index(folder)
     # A pipeline that goes without one of its tokenizers has [null, null] there.
     for name in (name for name in index if name.startswith("tokenizer") and index[name] != [None, None]):
         # transformers makes a tokenizer that knows no word of a folder without one.
         if not any((folder / name / vocabulary).is_file() for vocabulary in _VOCABULARIES):
             raise BadFile(f"{folder / name} holds no tokenizer: it has none of {', '.join(_VOCABULARIES)}")
-    channels = _read_json(folder / "unet" / "config.json").get("in_channels")
-    latent_channels = _read_json(folder / "vae" / "config.json").get("latent_channels")
+    channels = read_json(folder / "unet" / "config.json").get("in_channels")
+    latent_channels = read_json(folder / "vae" / "config.json").get("latent_channels")
     if channels != latent_channels:
         raise BadFile(_not_text_to_image(folder, channels, latent_channels))
     with _reading(folder):
@@ -397,7 +401,7 @@ def _check_folder(folder: Path) -> dict[str, Any]:
 
 def _check_family(path: Path, config: Path) -> None:
     """Raise BadFile unless the single file's shapes are those that `config` describes."""
-    unet = _read_json(config / "unet" / "config.json")
+    unet = read_json(config / "unet" / "config.json")
     with safe_open(path, "pt") as file:
         keys = list(file.keys())
         attention = next((key for key in keys if key.endswith("attn2.to_k.weight")), None)
@@ -440,16 +444,6 @@ def _without_checker(index: dict[str, Any]) -> dict[str, Any]:
     if "safety_checker" not in index:
         return {}
     return {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise BadFile(f"there is no file {path}")
-    with _reading(path):
-        values = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(values, dict):
-        raise BadFile(f"{path} is not a file of settings")
-    return values
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from ..demo.model import MODELS, load_model
 from ..job import of_file
 from ..prior import Prior, Session
 from .demo import DemoPrior
+from .families import find_family
 
 
 class HeadlessPrior(Prior, Session, Protocol):
@@ -41,9 +42,11 @@ class PriorSettings:
         model: "demo", a local diffusers folder or a single-file checkpoint.
         positive: prompt.
         negative: prompt; None is the kind of model's own default.
-        cfg: classifier-free guidance scale; None is the kind of model's own default, which is 1 for one that is
-            distilled by its name (Turbo, Lightning, LCM, TCD, DMD, Hyper-SD).
+        cfg: classifier-free guidance scale; None is the family's, or 1 for a model that is distilled by its name
+            (Turbo, Lightning, LCM, TCD, DMD, Hyper-SD).
         loras: files, each FILE or FILE:WEIGHT.
+        controlnets: files or folders, likewise; each is shown the scene, so they are for stages in 3D.
+        hints: what each of them is shown: depth, normal, edges or mask.
         dtype: weights of a diffusers model: fp32, fp16 or bf16. The demo models are fp32.
         config: diffusers folder that supplies a single-file checkpoint's configuration and tokenizer.
         vae: file or folder of a VAE to use instead of a diffusers model's own.
@@ -56,6 +59,8 @@ class PriorSettings:
     negative: str | None = None
     cfg: float | None = None
     loras: Sequence[str] = ()
+    controlnets: Sequence[str] = ()
+    hints: Sequence[str] = ()
     dtype: str = "fp32"
     config: str | None = None
     vae: str | None = None
@@ -73,8 +78,10 @@ def job_of(settings: PriorSettings) -> dict[str, Any]:
     del job["device"]
     if settings.model in MODELS:
         return job
-    loras = [of_file(file, text, weight=weight) for text in settings.loras for file, weight in [_lora(text)]]
-    files: dict[str, Any] = {"model": of_file(Path(settings.model)), "loras": loras}
+    files: dict[str, Any] = {"model": of_file(Path(settings.model))}
+    for name in ("loras", "controlnets"):
+        weighted = ((text, *_weighted(text)) for text in getattr(settings, name))
+        files[name] = [of_file(file, text, weight=weight) for text, file, weight in weighted]
     for name in ("config", "vae"):
         if job[name] is not None:
             files[name] = of_file(Path(job[name]))
@@ -88,22 +95,27 @@ def load_prior(settings: PriorSettings) -> HeadlessPrior:
         BadFile: the model or a LoRA is missing, broken or of a kind that cannot be used.
         ValueError: a prompt or a setting does not fit the model.
     """
-    device = find_device(settings.device)
-    guided = {name: value for name in ("negative", "cfg") if (value := getattr(settings, name)) is not None}
+    device, path = find_device(settings.device), Path(settings.model)
+    family, _ = find_family(settings.model, settings.config)
+    guided: dict[str, Any] = {
+        name: value for name in ("negative", "cfg") if (value := getattr(settings, name)) is not None
+    }
     if settings.model in MODELS:
-        for name, value in (("LoRA files", settings.loras), ("VAE", settings.vae)):
+        others = (("LoRA files", settings.loras), ("ControlNets", settings.controlnets), ("VAE", settings.vae))
+        for name, value in others:
             if value:
                 raise ValueError(f"the demo models take no {name}")
         return DemoPrior(load_model(MODELS[settings.model]).to(device), settings.positive, **guided)
-    path = Path(settings.model)
-    if not path.exists():
-        raise ValueError(
-            f"there is no model '{settings.model}'; it must be one of {', '.join(MODELS)},"
-            " a diffusers folder or a .safetensors checkpoint"
-        )
+    from .controls import ControlFile, load_control
     from .diffusers import DiffusersPrior, load_pipeline
 
-    loras = [_lora(text) for text in settings.loras]
+    if len(settings.controlnets) != len(settings.hints):
+        raise ValueError(
+            f"there are {len(settings.controlnets)} ControlNets and {len(settings.hints)} hints; each ControlNet needs"
+            " the one that it was trained on: depth, normal, edges or mask"
+        )
+    loras = [_weighted(text) for text in settings.loras]
+    controls = [ControlFile(*_weighted(text), kind) for text, kind in zip(settings.controlnets, settings.hints)]
     config, vae = (None if name is None else Path(name) for name in (settings.config, settings.vae))
     pipeline = load_pipeline(path, DTYPES[settings.dtype], loras, device, config, vae)
     if "cfg" not in guided and pipeline.unet.config.get("time_cond_proj_dim") is None:
@@ -111,7 +123,9 @@ def load_prior(settings: PriorSettings) -> HeadlessPrior:
         if named is not None:
             _log.warning("%s is a distilled model by its name (%s): guidance scale 1", path, named[0])
             guided["cfg"] = 1.0
-    return DiffusersPrior(pipeline, settings.positive, save_memory=settings.save_memory, **guided)
+    guided.setdefault("cfg", family.cfg)
+    shown = [load_control(control, pipeline.unet) for control in controls]
+    return DiffusersPrior(pipeline, settings.positive, save_memory=settings.save_memory, controls=shown, **guided)
 
 
 def find_device(name: str | None = None) -> torch.device:
@@ -132,7 +146,7 @@ def find_device(name: str | None = None) -> torch.device:
     return device
 
 
-def _lora(text: str) -> tuple[Path, float]:
+def _weighted(text: str) -> tuple[Path, float]:
     """FILE or FILE:WEIGHT."""
     file, colon, weight = text.rpartition(":")
     try:

@@ -54,7 +54,7 @@ _IN_OPEN_CLIP = {
 
 
 def unet_names(unet: Any) -> dict[str, str]:
-    """diffusers' name of each weight of a UNet, by the original one."""
+    """diffusers' name of each weight of a UNet, or of what a ControlNet has of one, by the original one."""
     blocks = _FIXED | dict(_numbered(unet))
     names = {}
     for name in unet.state_dict():
@@ -65,6 +65,18 @@ def unet_names(unet: Any) -> dict[str, str]:
             inner = _IN_RESNETS.get(rest, rest) if ".resnets." in name else rest
             names[".".join(part for part in (blocks[prefix], inner, leaf) if part)] = name
     return names
+
+
+def control_names(control: Any) -> dict[str, str]:
+    """diffusers' name of each weight of a ControlNet, by the original one."""
+    embedding = control.controlnet_cond_embedding
+    modules = {"conv_in": 0, **{f"blocks.{i}": 2 * i + 2 for i in range(len(embedding.blocks))}}
+    modules["conv_out"] = 2 * len(embedding.blocks) + 2
+    places = {f"controlnet_cond_embedding.{name}": f"input_hint_block.{place}" for name, place in modules.items()}
+    places |= {f"controlnet_down_blocks.{i}": f"zero_convs.{i}.0" for i in range(len(control.controlnet_down_blocks))}
+    places["controlnet_mid_block"] = "middle_block_out.0"
+    own = {f"{place}.{leaf}": f"{name}.{leaf}" for name, place in places.items() for leaf in ("weight", "bias")}
+    return unet_names(control) | own
 
 
 def vae_names(vae: Any) -> set[str]:
@@ -104,7 +116,8 @@ def _numbered(unet: Any) -> Iterator[tuple[str, str]]:
             yield f"down_blocks.{i}.downsamplers.0.conv", f"input_blocks.{place}.0.op"
             place += 1
     place = 0
-    for i, block in enumerate(unet.up_blocks):
+    # A ControlNet has none.
+    for i, block in enumerate(getattr(unet, "up_blocks", ())):
         for j in range(len(block.resnets)):
             yield f"up_blocks.{i}.resnets.{j}", f"output_blocks.{place}.0"
             yield f"up_blocks.{i}.attentions.{j}", f"output_blocks.{place}.1"

@@ -1,0 +1,342 @@
+"""Train the small Stable Diffusion: `python -m dreamflow_core.mini.train vae` (then `base` ...).
+
+Hidden layers are trained by Muon, everything else by Adam, as the demo model is. A run continues from its last
+checkpoint, written every few minutes; the same seed gives the same weights on the same machine and thread count.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..demo.dataset import SurfaceBank
+from ..demo.train import make_optimisers
+from ..state import load_state, make_generator, save_state
+from . import models, words
+
+log = logging.getLogger(__name__)
+
+SAVE_EVERY = 120.0
+"""Seconds between checkpoints."""
+CROP = 64
+"""The VAE sees squares of so many pixels a side, cut from renders."""
+MIXED = 0.5
+"""Share of the VAE's pictures whose colours are mixed at random: it has to know others than the domain's."""
+KL = 1e-6
+"""Weight of the latents' divergence from a normal distribution, as in Stable Diffusion's VAE."""
+VARIETY = 2.0
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How one part is trained.
+
+    Attributes:
+        size: pixels a side of the renders.
+        views: traced views per shape.
+        cycles: optimiser steps and highest learning rate of each cycle: the rate warms up, stays, and falls to 0.
+        decay: share of a cycle, at its end, over which the rate falls.
+        log_sigma: mean and standard deviation of ln(sigma), of denoisers.
+        start: the recipe whose averaged weights this one starts from.
+        variety: of the patterns, as `Pattern.sample` takes it.
+    """
+
+    size: int
+    views: int
+    cycles: tuple[tuple[int, float], ...]
+    batch: int = 32
+    warmup: int = 100
+    decay: float = 0.5
+    average: float = 0.998
+    seed: int = 0
+    log_sigma: tuple[float, float] = (0.3, 1.5)
+    start: str | None = None
+    variety: float = 1.0
+
+    @property
+    def steps(self) -> int:
+        return sum(steps for steps, _ in self.cycles)
+
+    def rate(self, step: int) -> float:
+        """Learning rate of a step."""
+        for steps, highest in self.cycles:
+            if step < steps:
+                return highest * min(1.0, (step + 1) / self.warmup, (steps - step) / (self.decay * steps))
+            step -= steps
+        return 0.0
+
+
+RECIPES = {
+    "vae": Recipe(models.SIZE, 100, cycles=((1200, 3e-3),), batch=16),
+    # First what words mean, at half the size and a quarter of the cost.
+    "base-small": Recipe(models.SIZE // 2, 600, cycles=((4000, 3e-3),), batch=64, variety=2.0),
+    "base": Recipe(models.SIZE, 300, cycles=((8000, 3e-3),), start="base-small"),
+}
+
+
+class Run:
+    """Everything that a training run needs to continue, saved to and loaded from one safetensors file."""
+
+    def __init__(self, module: nn.Module, ends: Sequence[nn.Parameter], recipe: Recipe):
+        self.module, self.recipe, self.step, self.seconds = module, recipe, 0, 0.0
+        self.trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
+        self.average = {name: p.detach().clone() for name, p in self.trained.items()}
+        self.optimisers = make_optimisers(module, ends)
+        self.generator = torch.Generator().manual_seed(recipe.seed + 1)
+
+    def advance(self, loss_of: Callable[[torch.Generator], Tensor]) -> float:
+        """One optimiser step; returns its loss."""
+        loss = loss_of(self.generator)
+        loss.backward()
+        for optimiser in self.optimisers:
+            for group in optimiser.param_groups:
+                group["lr"] = self.recipe.rate(self.step)
+            optimiser.step()
+            optimiser.zero_grad()
+        self.step += 1
+        decay = min(self.recipe.average, self.step / (self.step + 10))
+        for name, p in self.trained.items():
+            self.average[name].lerp_(p.detach(), 1 - decay)
+        return loss.item()
+
+    def save(self, path: Path) -> None:
+        state = {
+            "step": self.step,
+            "seconds": self.seconds,
+            "weights": self.trained,
+            "average": self.average,
+            "generator": self.generator.get_state(),
+            "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
+        }
+        save_state(path, state)
+
+    def load(self, path: Path) -> None:
+        state = load_state(path)
+        self.step, self.seconds = state["step"], state["seconds"]
+        self.module.load_state_dict(state["weights"], strict=False)
+        self.average = {name: tensor.to(self.average[name]) for name, tensor in state["average"].items()}
+        self.generator.set_state(state["generator"])
+        for optimiser, saved in zip(self.optimisers, state["optimisers"]):
+            optimiser.load_state_dict(saved)
+
+    def take_over(self, weights: dict[str, Tensor]) -> None:
+        """Another run's weights, and nothing else of it."""
+        self.module.load_state_dict(weights, strict=False)
+        self.average = {name: p.detach().clone() for name, p in self.trained.items()}
+
+    def run(self, loss_of: Callable[[torch.Generator], Tensor], checkpoint: Path) -> None:
+        """Train to the recipe's end, going on from the checkpoint if there is one; then hold the averaged weights."""
+        if checkpoint.exists():
+            self.load(checkpoint)
+            log.info("continuing at step %d", self.step)
+        total, since, saved = 0.0, self.step, time.perf_counter()
+        while self.step < self.recipe.steps:
+            total += self.advance(loss_of)
+            now = time.perf_counter()
+            if now - saved > SAVE_EVERY or self.step == self.recipe.steps:
+                self.seconds += now - saved
+                mean = total / (self.step - since)
+                log.info("step %d of %d: loss %.5f, %.0f s", self.step, self.recipe.steps, mean, self.seconds)
+                self.save(checkpoint)
+                total, since, saved = 0.0, self.step, time.perf_counter()
+        self.module.load_state_dict(self.average, strict=False)
+
+
+def mix_colours(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Images (B, 3, H, W) in [-1, 1], of which a share `MIXED` has its channels mixed, each its own way."""
+    count = len(images)
+    mixes = torch.rand(count, 3, 3, generator=generator) ** 2
+    mixes = mixes / mixes.sum(dim=2, keepdim=True)
+    keep = torch.rand(count, 1, 1, generator=generator) >= MIXED
+    mixes = torch.where(keep, torch.eye(3), mixes).to(images)
+    return torch.einsum("bij,bjhw->bihw", mixes, images)
+
+
+def crops(images: Tensor, side: int, generator: torch.Generator) -> Tensor:
+    """A square of each image, `side` pixels wide."""
+    last = images.shape[-1] - side + 1
+    corners = torch.randint(last, (len(images), 2), generator=generator).tolist()
+    return torch.stack([image[:, y : y + side, x : x + side] for image, (y, x) in zip(images, corners)])
+
+
+def vae_loss(vae: Any, images: Tensor, generator: torch.Generator) -> Tensor:
+    """Squared and absolute errors of reconstruction, in units of [-1, 1], and a little of the divergence."""
+    posterior = vae.encode(images).latent_dist
+    noise = torch.randn(posterior.mean.shape, generator=generator).to(images)
+    made = vae.decode(posterior.mean + posterior.std * noise).sample
+    error = made - images
+    return 4 * error.square().mean() + error.abs().mean() + KL * posterior.kl().mean()
+
+
+def standardise(vae: Any, images: Tensor) -> None:
+    """Centre the latents of typical images and give their channels one deviation, and note the scaling factor.
+
+    The encoder's last layer and the decoder's first, both 1 x 1, take it up; the VAE as a whole stays the same.
+    """
+    with torch.no_grad():
+        mean, deviation = (
+            statistic(vae.encode(images).latent_dist.mode().transpose(0, 1).flatten(1), dim=1)
+            for statistic in (torch.mean, torch.std)
+        )
+        common = deviation.square().mean().sqrt()
+        scale = common / deviation
+        # Mean and log variance are the two halves of the encoder's output.
+        vae.quant_conv.weight[: len(mean)] *= scale.view(-1, 1, 1, 1)
+        vae.quant_conv.bias[: len(mean)] = (vae.quant_conv.bias[: len(mean)] - mean) * scale
+        vae.quant_conv.bias[len(mean) :] += 2 * scale.log()
+        vae.post_quant_conv.bias += vae.post_quant_conv.weight[:, :, 0, 0] @ mean
+        vae.post_quant_conv.weight /= scale.view(1, -1, 1, 1)
+        vae.register_to_config(scaling_factor=round(1 / common.item(), 5))
+
+
+def train_vae(recipe: Recipe, work: Path, device: torch.device) -> Any:
+    bank = SurfaceBank(recipe.size, recipe.views, "model", recipe.seed, work, device)
+    torch.manual_seed(recipe.seed)
+    vae = models.make_vae().to(device)
+    run = Run(vae, (vae.encoder.conv_in.weight, vae.encoder.conv_out.weight, vae.decoder.conv_out.weight), recipe)
+
+    def loss_of(generator: torch.Generator) -> Tensor:
+        images = bank.batch(recipe.batch, generator, VARIETY).images
+        return vae_loss(vae, crops(mix_colours(images, generator), CROP, generator), generator)
+
+    run.run(loss_of, work / "vae.safetensors")
+    standardise(vae, bank.batch(256, make_generator(recipe.seed, "latents")).images)
+    vae.save_pretrained(work / "vae")
+    return vae
+
+
+def pass_noise_through(unet: Any) -> None:
+    """Start as a network that returns its input: at much noise that is the noise, nearly, which is what it predicts.
+
+    Norms have 32 groups, so at the first level two channels share one, and what a group says of its level is how the
+    one lies to the other. Four groups get the input beside an empty channel, and four its negative: silu(x) less
+    silu(-x) is x. They go by the outermost skip connection to the last layer, which is empty otherwise.
+    """
+    last = unet.up_blocks[-1].resnets[-1]
+    width, group = last.out_channels, last.out_channels // unet.conv_norm_out.num_groups
+    special = torch.arange(2 * models.CHANNELS * group)
+    with torch.no_grad():
+        for layer, rows in ((unet.conv_in, special), (last.conv_shortcut, special), (last.conv2, special)):
+            layer.weight[rows] = 0.0
+            layer.bias[rows] = 0.0
+        unet.conv_out.weight.zero_()
+        unet.conv_out.bias.zero_()
+        for sign, first in ((1.0, 0), (-1.0, models.CHANNELS)):
+            for channel in range(models.CHANNELS):
+                row = (first + channel) * group
+                unet.conv_in.weight[row, channel, 1, 1] = sign
+                last.conv_shortcut.weight[row, width + row] = 1.0
+                # A group of a standard normal channel and empty ones is divided by the root of its share.
+                unet.conv_out.weight[channel, row, 1, 1] = sign / math.sqrt(group)
+                unet.conv_out.weight[channel, row + 1, 1, 1] = -sign / math.sqrt(group)
+
+
+def noise_levels() -> Tensor:
+    """(1000,) sigma of each timestep."""
+    from diffusers import DDIMScheduler
+
+    scheduler: Any = DDIMScheduler(**models.SCHEDULE)
+    kept = scheduler.alphas_cumprod
+    return ((1 - kept) / kept).sqrt()
+
+
+def sample_timesteps(count: int, recipe: Recipe, generator: torch.Generator) -> Tensor:
+    """(count,) timesteps whose ln(sigma) is normal, one from each of `count` equally likely strata."""
+    quantile = (torch.randperm(count, generator=generator) + torch.rand(count, generator=generator)) / count
+    mean, std = recipe.log_sigma
+    log_sigma = mean + std * math.sqrt(2) * torch.erfinv(2 * quantile.clamp(1e-4, 1 - 1e-4) - 1)
+    levels = noise_levels()
+    return torch.searchsorted(levels, log_sigma.exp()).clamp_max(len(levels) - 1)
+
+
+def noise_loss(predict: Callable[[Tensor, Tensor], Tensor], z: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+    """Squared error of predicted noise, weighted so that every noise level counts about alike (EDM's weights).
+
+    Args:
+        predict: (noised latents of variance 1, timesteps) -> noise.
+        z: (B, 4, h, w) scaled latents.
+        t: (B,) timesteps.
+        noise: like `z`.
+    """
+    sigma = noise_levels().to(z)[t].view(-1, 1, 1, 1)
+    z_t = (z + sigma * noise) / (1 + sigma**2).sqrt()
+    error = (predict(z_t, t.to(z.device)) - noise).square().mean(dim=(1, 2, 3), keepdim=True)
+    return ((1 + sigma**2) * error).mean()
+
+
+class TextToLatents(nn.Module):
+    """The UNet and its text encoder, trained together."""
+
+    def __init__(self, unet: Any, text_encoder: Any):
+        super().__init__()
+        self.unet, self.text_encoder = unet, text_encoder
+
+    def forward(self, z_t: Tensor, t: Tensor, tokens: Tensor) -> Tensor:
+        hidden = self.text_encoder(tokens.to(z_t.device)).last_hidden_state
+        return self.unet(z_t, t, hidden).sample
+
+
+def load_vae(work: Path, device: torch.device) -> Any:
+    from diffusers import AutoencoderKL
+
+    return AutoencoderKL.from_pretrained(work / "vae").to(device).requires_grad_(False).eval()
+
+
+@torch.no_grad()
+def latents(vae: Any, images: Tensor) -> Tensor:
+    return vae.encode(images).latent_dist.mode() * vae.config.scaling_factor
+
+
+def train_base(name: str, work: Path, device: torch.device) -> None:
+    recipe = RECIPES[name]
+    bank = SurfaceBank(recipe.size, recipe.views, "model", recipe.seed, work, device)
+    vae = load_vae(work, device)
+    words.write_tokenizer(work / "tokenizer")
+    tokenizer = words.load_tokenizer(work / "tokenizer")
+    torch.manual_seed(recipe.seed)
+    unet = models.make_unet()
+    pass_noise_through(unet)
+    model = TextToLatents(unet, models.make_text_encoder(tokenizer)).to(device)
+    run = Run(model, (unet.conv_in.weight, unet.conv_out.weight), recipe)
+    start = recipe.start and work / f"{recipe.start}.safetensors"
+    if start and start.exists():
+        run.take_over(load_state(start)["average"])
+
+    def loss_of(generator: torch.Generator) -> Tensor:
+        batch = bank.batch(recipe.batch, generator, recipe.variety)
+        z = latents(vae, batch.images)
+        t = sample_timesteps(recipe.batch, recipe, generator)
+        noise = torch.randn(z.shape, generator=generator).to(z)
+        tokens = words.tokens(tokenizer, words.phrases(batch.words, generator))
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            return noise_loss(lambda z_t, at: model(z_t, at, tokens).float(), z, t, noise)
+
+    run.run(loss_of, work / f"{name}.safetensors")
+    unet.save_pretrained(work / "unet")
+    model.text_encoder.save_pretrained(work / "text_encoder")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("part", choices=RECIPES)
+    parser.add_argument("--work", type=Path, default=Path("training"), help="folder for checkpoints and traced views")
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if arguments.part == "vae":
+        train_vae(RECIPES["vae"], arguments.work, device)
+    else:
+        train_base(arguments.part, arguments.work, device)
+
+
+if __name__ == "__main__":
+    main()
