@@ -76,7 +76,7 @@ class Recipe:
 
 
 RECIPES = {
-    "vae": Recipe(models.SIZE, 100, cycles=((1200, 3e-3),), batch=16),
+    "vae": Recipe(models.SIZE, 100, cycles=((600, 3e-3),), batch=16),
     # First what words mean, at half the size and a quarter of the cost.
     "base-small": Recipe(models.SIZE // 2, 600, cycles=((4000, 3e-3),), batch=64, variety=2.0),
     "base": Recipe(models.SIZE, 300, cycles=((8000, 3e-3),), start="base-small"),
