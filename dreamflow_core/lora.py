@@ -66,11 +66,15 @@ class LoRA(nn.Module):
         self.adapters = nn.ModuleList(_LowRank(layer, rank, generator) for layer in self._layers)
         self._on = False
 
+    def pairs(self) -> Iterator[tuple[Any, Any]]:
+        """Each layer with its adapter, whose `down` and `up` are the low-rank weights; alpha is the rank."""
+        return zip(self._layers, self.adapters)
+
     @contextmanager
     def attached(self) -> Iterator[None]:
         """Hang the adapter on the module, switched off; taken off again on leaving."""
         with ExitStack() as stack:
-            for layer, adapter in zip(self._layers, self.adapters):
+            for layer, adapter in self.pairs():
                 handle = layer.register_forward_hook(self._hook(adapter))
                 stack.callback(handle.remove)
             yield

@@ -6,13 +6,18 @@ import math
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
+from dreamflow_core.demo import truth
 from dreamflow_core.demo.dataset import SurfaceBank
 from dreamflow_core.demo.vocabulary import SLOTS, Description, all_descriptions, parse
+from dreamflow_core.lora import LoRA
 from dreamflow_core.mini import models, words
+from dreamflow_core.priors.lora_files import add_loras, read_lora
 from dreamflow_core.state import load_state
 
 pytest.importorskip("diffusers")
@@ -160,3 +165,55 @@ def test_a_training_that_was_stopped_goes_on_to_the_same_weights(bank, tmp_path:
     resumed = run(99, tmp_path / "b.safetensors")
     for name, tensor in straight.average.items():
         assert torch.equal(tensor, resumed.average[name]), name
+
+
+def test_hints_of_renders_are_those_of_the_scene(bank):
+    """The depth of a batch is the tracer's own, from the very cameras."""
+    batch = bank.batch(8, torch.Generator().manual_seed(1))
+    names = list(SLOTS["shape"])
+    for i in range(8):
+        surface = truth.trace(names[batch.truth[i, 0] - 1], batch.cameras[i : i + 1], 32)
+        inside = surface.alpha > 0.99
+        # Positions are kept in half precision.
+        torch.testing.assert_close(batch.view().depth[i : i + 1][inside], surface.depth[inside], atol=5e-3, rtol=0)
+
+
+@pytest.mark.parametrize("look", truth.LOOKS)
+def test_looks_change_the_object_and_nothing_else(bank, look):
+    plain, other = (bank.batch(8, torch.Generator().manual_seed(1), look=name).images for name in (None, look))
+    alpha = bank.batch(8, torch.Generator().manual_seed(1)).alpha
+    assert torch.equal(plain[(alpha == 0).expand_as(plain)], other[(alpha == 0).expand_as(other)])
+    assert (plain - other)[(alpha == 1).expand_as(plain)].abs().mean() > 0.05
+
+
+def test_a_cartoon_has_two_tones():
+    shade = torch.rand(1, 1, 64, 64, generator=torch.Generator().manual_seed(0))
+    white = torch.ones(1, 3)
+    tones = truth.paint_flat(torch.ones_like(shade), shade, torch.zeros_like(shade), white, white, white)[
+        :, 0
+    ].flatten()
+    assert ((tones == 1) | (tones - 0.55).abs().lt(1e-6)).float().mean() > 0.95
+
+
+@pytest.mark.parametrize("naming", [train.kohya_names, train.peft_names])
+def test_lora_files_of_either_layout_do_what_was_trained(tmp_path, naming, tokenizer):
+    """Read as any user's file is, and added to the weights."""
+    torch.manual_seed(0)
+    model = train.new_denoiser(train.RECIPES["base"], tokenizer)
+    lora = LoRA(model.unet, 4, torch.Generator().manual_seed(0))
+    for _, adapter in lora.pairs():
+        torch.nn.init.normal_(adapter.up, std=0.05)
+    names = {id(module): name for name, module in model.unet.named_modules()}
+    save_file(
+        {n: t.detach().contiguous() for n, t in naming({names[id(a)]: b for a, b in lora.pairs()}).items()},
+        tmp_path / "lora.safetensors",
+    )
+    x, t, prompt = torch.randn(1, 4, 32, 32), torch.tensor([500]), words.tokens(tokenizer, ["a red cube"])
+    with torch.no_grad():
+        plain = model(x, t, prompt)
+        with lora.attached(), lora.on():
+            hooked = model(x, t, prompt)
+        pipe = SimpleNamespace(unet=model.unet, text_encoder=model.text_encoder, components={})
+        add_loras(pipe, [read_lora(tmp_path / "lora.safetensors", 1.0)])
+        torch.testing.assert_close(model(x, t, prompt), hooked, atol=1e-4, rtol=1e-4)
+    assert (hooked - plain).abs().max() > 0.01

@@ -13,10 +13,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ..cameras import Cameras, view_name
+from ..cameras import Cameras
+from ..views import View
 from . import truth
 from .shapes import SHAPES, WITH_FRONT
-from .truth import BACKGROUNDS, COLOURS, PATTERNS, Pattern, Surface
+from .truth import BACKGROUNDS, COLOURS, LOOKS, PATTERNS, Pattern, Surface
 from .vocabulary import SLOTS, without_side
 
 HALVES = ("model", "judge")
@@ -45,11 +46,23 @@ class Batch:
         images: (B, 3, H, W) in [-1, 1].
         truth: (B, slots) what the image shows, as `Description.indices`; 0 where it has no word.
         words: (B, slots) what the prompt says of it: `truth` with some slots left open.
+        alpha: (B, 1, H, W) coverage in [0, 1].
+        position: (B, 3, H, W) of the surface, as in `Surface`.
+        cameras: B of them, on the CPU.
     """
 
     images: Tensor
     truth: Tensor
     words: Tensor
+    alpha: Tensor
+    position: Tensor
+    cameras: Cameras
+
+    def view(self) -> View:
+        """What the cameras see, without colours and normals."""
+        eyes = self.cameras.position().to(self.position)[:, :, None, None]
+        depth = (self.position - eyes).norm(dim=1, keepdim=True) * (self.alpha > 0)
+        return View(torch.zeros_like(self.position), self.alpha, depth, torch.zeros_like(self.position))
 
 
 def in_half(azimuth: Tensor, elevation: Tensor, half: str) -> Tensor:
@@ -87,7 +100,8 @@ class SurfaceBank:
             path.parent.mkdir(parents=True, exist_ok=True)
             save_file(stored, path)
         self.alpha, self.shade, self.position = (stored[n].to(self.device) for n in ("alpha", "shade", "position"))
-        names = [view_name(a, e) for a, e in zip(stored["azimuth"].tolist(), stored["elevation"].tolist())]
+        self.cameras = truth.demo_cameras(stored["azimuth"], stored["elevation"])
+        names = self.cameras.view_names()
         self.view, self.pixel = torch.tensor([_VIEW.index(name) for name in names]), float(stored["pixel"])
 
     @staticmethod
@@ -107,13 +121,21 @@ class SurfaceBank:
         stored = {name: torch.cat(tensors).contiguous() for name, tensors in parts.items()}
         return {**stored, "pixel": torch.tensor(surface.pixel)}
 
-    def batch(self, count: int, generator: torch.Generator, variety: float = 1.0) -> Batch:
-        """`count` random images, a multiple of 8; `variety` of their patterns as `Pattern.sample` takes it."""
-        parts = [self._paint(kind, count * eighths // 8, generator, variety) for kind, eighths in EIGHTHS.items()]
-        images, shown = (torch.cat(part) for part in zip(*parts))
-        return Batch(images * 2 - 1, shown, _leave_open(shown, generator))
+    def batch(self, count: int, generator: torch.Generator, variety: float = 1.0, look: str | None = None) -> Batch:
+        """`count` random images, a multiple of 8.
 
-    def _paint(self, kind: str, count: int, generator: torch.Generator, variety: float) -> tuple[Tensor, Tensor]:
+        Args:
+            variety: of their patterns, as `Pattern.sample` takes it.
+            look: one of `LOOKS`; None is the domain's own.
+        """
+        parts = [self._paint(kind, count * eighths // 8, generator, variety, look) for kind, eighths in EIGHTHS.items()]
+        images, shown, index = (torch.cat(part) for part in zip(*parts))
+        seen = {"alpha": self.alpha[index].float() / 255, "position": self.position[index].float()}
+        return Batch(images * 2 - 1, shown, _leave_open(shown, generator), **seen, cameras=self.cameras[index])
+
+    def _paint(
+        self, kind: str, count: int, generator: torch.Generator, variety: float, look: str | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         def draw(limit: int) -> Tensor:
             return torch.randint(limit, (count,), generator=generator)
 
@@ -134,7 +156,9 @@ class SurfaceBank:
         surface = Surface(alpha, position, torch.zeros_like(position), torch.zeros_like(alpha), self.pixel)
         mask = Pattern.sample(kind, count, generator, variety).mask(surface)
         colours = (c.to(self.device) for c in (palette[colour], palette[second], behind))
-        images = truth.paint(alpha, shade, mask, *colours)
+        images = (
+            truth.paint(alpha, shade, mask, *colours) if look is None else LOOKS[look](alpha, shade, mask, *colours)
+        )
         shown = torch.stack(
             [
                 1 + shape,
@@ -146,7 +170,7 @@ class SurfaceBank:
             ],
             dim=1,
         )
-        return images, shown
+        return images, shown, index
 
 
 _VIEW = SLOTS["view"]

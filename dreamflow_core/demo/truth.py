@@ -8,6 +8,7 @@ fixed in the world, so shading belongs to the object's colour and does not move 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -39,6 +40,8 @@ PATTERNS = ("plain", "striped", "checkered", "spotted")
 
 _LIGHT = torch.nn.functional.normalize(torch.tensor([0.3, 0.8, 0.55]), dim=0)
 _AMBIENT = 0.45
+_SHADOW, _TERMINATOR, _BORDER = 0.55, 0.75, 0.03
+"""Of a cartoon: how bright shadows are, how bright a surface is in truth where they begin, and how soft that is."""
 _SCALE = {"plain": (1.0, 0.0), "striped": (2.0, 0.1), "checkered": (1.5, 0.1), "spotted": (1.7, 0.1)}
 """Middle and half width of the range of each pattern's frequency, as `Pattern` counts it."""
 _SECTORS = 5
@@ -220,6 +223,23 @@ def paint(alpha: Tensor, shade: Tensor, mask: Tensor, colour: Tensor, second: Te
     colour, second, background = (c[:, :, None, None] for c in (colour, second, background))
     albedo = colour + mask * (second - colour)
     return background + alpha * (albedo * shade - background)
+
+
+def paint_flat(alpha: Tensor, shade: Tensor, mask: Tensor, *colours: Tensor) -> Tensor:
+    """As `paint`, in two flat tones, as cartoons are drawn: light and shadow, the border where light falls sideways."""
+    tones = _SHADOW + (1 - _SHADOW) * ((shade - _TERMINATOR) / _BORDER + 0.5).clamp(0, 1)
+    return paint(alpha, tones, mask, *colours)
+
+
+def paint_pale(
+    alpha: Tensor, shade: Tensor, mask: Tensor, colour: Tensor, second: Tensor, background: Tensor
+) -> Tensor:
+    """As `paint`, in colours that are mixed half and half with white; the background is as it is."""
+    return paint(alpha, shade, mask, 0.5 + colour / 2, 0.5 + second / 2, background)
+
+
+LOOKS: dict[str, Callable[..., Tensor]] = {"cartoon": paint_flat, "pastel": paint_pale}
+"""Looks that the models do not know unless they are taught."""
 
 
 def random_cameras(count: int, generator: torch.Generator) -> Cameras:

@@ -44,6 +44,13 @@ UNET: dict[str, Any] = {
     "attention_head_dim": 4,
     "cross_attention_dim": TEXT_WIDTH,
 }
+REFINER: dict[str, Any] = {
+    "sample_size": REFINED // FACTOR,
+    "block_out_channels": [64, 64, 64],
+    "down_block_types": ["DownBlock2D", "DownBlock2D", "CrossAttnDownBlock2D"],
+    "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D", "UpBlock2D"],
+}
+"""What the refiner has otherwise."""
 TEXT: dict[str, Any] = {
     "hidden_size": TEXT_WIDTH,
     "intermediate_size": 4 * TEXT_WIDTH,

@@ -16,10 +16,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ..demo.dataset import SurfaceBank
+from ..demo.dataset import Batch, SurfaceBank
 from ..demo.train import make_optimisers
+from ..demo.truth import LOOKS
+from ..hints import HINT_KINDS
+from ..lora import LoRA
 from ..state import load_state, make_generator, save_state
 from . import models, words
 
@@ -34,6 +39,8 @@ MIXED = 0.5
 KL = 1e-6
 """Weight of the latents' divergence from a normal distribution, as in Stable Diffusion's VAE."""
 VARIETY = 2.0
+"""Of the patterns that the VAE sees."""
+LORA_RANK = 4
 
 
 @dataclass(frozen=True)
@@ -80,6 +87,12 @@ RECIPES = {
     # First what words mean, at half the size and a quarter of the cost.
     "base-small": Recipe(models.SIZE // 2, 600, cycles=((4000, 3e-3),), batch=64, variety=2.0),
     "base": Recipe(models.SIZE, 300, cycles=((8000, 3e-3),), start="base-small"),
+    "refiner": Recipe(models.REFINED, 100, cycles=((2000, 3e-3),), batch=16, log_sigma=(-1.4, 1.0), variety=2.0),
+    # Hints are 8 pixels a cell, which renders of twice the size have; what they say is settled at much noise.
+    "depth": Recipe(models.REFINED, 100, cycles=((1500, 2e-3),), log_sigma=(0.9, 1.2)),
+    "mask": Recipe(models.REFINED, 100, cycles=((1000, 2e-3),), log_sigma=(0.9, 1.2)),
+    "cartoon": Recipe(models.SIZE, 300, cycles=((800, 2e-3),), log_sigma=(0.3, 1.4)),
+    "pastel": Recipe(models.SIZE, 300, cycles=((500, 2e-3),), log_sigma=(0.9, 1.4)),
 }
 
 
@@ -273,6 +286,10 @@ def noise_loss(predict: Callable[[Tensor, Tensor], Tensor], z: Tensor, t: Tensor
     return ((1 + sigma**2) * error).mean()
 
 
+Shown = Callable[[Batch, Tensor, Tensor, Tensor], dict[str, Any]]
+"""From a batch, the noised latents, the timesteps and the tokens to what else a UNet is called with."""
+
+
 class TextToLatents(nn.Module):
     """The UNet and its text encoder, trained together."""
 
@@ -280,9 +297,45 @@ class TextToLatents(nn.Module):
         super().__init__()
         self.unet, self.text_encoder = unet, text_encoder
 
-    def forward(self, z_t: Tensor, t: Tensor, tokens: Tensor) -> Tensor:
+    def forward(self, z_t: Tensor, t: Tensor, tokens: Tensor, **shown: Any) -> Tensor:
         hidden = self.text_encoder(tokens.to(z_t.device)).last_hidden_state
-        return self.unet(z_t, t, hidden).sample
+        return self.unet(z_t, t, hidden, **shown).sample
+
+
+class Pupil:
+    """What all denoisers are trained with: renders, a frozen VAE, words.
+
+    Args:
+        recipe: of the one that is trained.
+        look: of the renders, as `SurfaceBank.batch` takes it.
+    """
+
+    def __init__(self, recipe: Recipe, work: Path, device: torch.device, look: str | None = None):
+        self.recipe, self.device, self.look = recipe, device, look
+        self.bank = SurfaceBank(recipe.size, recipe.views, "model", recipe.seed, work, device)
+        self.vae = load_vae(work, device)
+        words.write_tokenizer(work / "tokenizer")
+        self.tokenizer = words.load_tokenizer(work / "tokenizer")
+
+    def loss(self, model: Callable[..., Tensor], generator: torch.Generator, shown: Shown | None = None) -> Tensor:
+        """Of a model that is called as `TextToLatents` is.
+
+        Args:
+            shown: what is shown besides the prompt; renders are then of twice the images' size.
+        """
+        recipe = self.recipe
+        batch = self.bank.batch(recipe.batch, generator, recipe.variety, self.look)
+        z = latents(self.vae, F.avg_pool2d(batch.images, 2) if shown else batch.images)
+        t = sample_timesteps(recipe.batch, recipe, generator)
+        noise = torch.randn(z.shape, generator=generator).to(z)
+        tokens = words.tokens(self.tokenizer, words.phrases(batch.words, generator))
+
+        def predict(z_t: Tensor, at: Tensor) -> Tensor:
+            more = shown(batch, z_t, at, tokens) if shown else {}
+            return model(z_t, at, tokens, **more).float()
+
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+            return noise_loss(predict, z, t, noise)
 
 
 def load_vae(work: Path, device: torch.device) -> Any:
@@ -296,33 +349,101 @@ def latents(vae: Any, images: Tensor) -> Tensor:
     return vae.encode(images).latent_dist.mode() * vae.config.scaling_factor
 
 
+def new_denoiser(recipe: Recipe, tokenizer: Any, **sizes: Any) -> TextToLatents:
+    torch.manual_seed(recipe.seed)
+    unet = models.make_unet(**sizes)
+    pass_noise_through(unet)
+    return TextToLatents(unet, models.make_text_encoder(tokenizer))
+
+
+def load_denoiser(work: Path, device: torch.device) -> TextToLatents:
+    """The trained base, frozen."""
+    from diffusers import UNet2DConditionModel
+    from transformers import CLIPTextModel
+
+    parts = UNet2DConditionModel.from_pretrained(work / "unet"), CLIPTextModel.from_pretrained(work / "text_encoder")
+    return TextToLatents(*parts).to(device).requires_grad_(False).eval()
+
+
 def train_base(name: str, work: Path, device: torch.device) -> None:
     recipe = RECIPES[name]
-    bank = SurfaceBank(recipe.size, recipe.views, "model", recipe.seed, work, device)
-    vae = load_vae(work, device)
-    words.write_tokenizer(work / "tokenizer")
-    tokenizer = words.load_tokenizer(work / "tokenizer")
-    torch.manual_seed(recipe.seed)
-    unet = models.make_unet()
-    pass_noise_through(unet)
-    model = TextToLatents(unet, models.make_text_encoder(tokenizer)).to(device)
-    run = Run(model, (unet.conv_in.weight, unet.conv_out.weight), recipe)
+    pupil = Pupil(recipe, work, device)
+    model = new_denoiser(recipe, pupil.tokenizer).to(device)
+    run = Run(model, (model.unet.conv_in.weight, model.unet.conv_out.weight), recipe)
     start = recipe.start and work / f"{recipe.start}.safetensors"
     if start and start.exists():
         run.take_over(load_state(start)["average"])
-
-    def loss_of(generator: torch.Generator) -> Tensor:
-        batch = bank.batch(recipe.batch, generator, recipe.variety)
-        z = latents(vae, batch.images)
-        t = sample_timesteps(recipe.batch, recipe, generator)
-        noise = torch.randn(z.shape, generator=generator).to(z)
-        tokens = words.tokens(tokenizer, words.phrases(batch.words, generator))
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            return noise_loss(lambda z_t, at: model(z_t, at, tokens).float(), z, t, noise)
-
-    run.run(loss_of, work / f"{name}.safetensors")
-    unet.save_pretrained(work / "unet")
+    run.run(lambda generator: pupil.loss(model, generator), work / f"{name}.safetensors")
+    model.unet.save_pretrained(work / "unet")
     model.text_encoder.save_pretrained(work / "text_encoder")
+
+
+def train_refiner(work: Path, device: torch.device) -> None:
+    """The low-noise end at twice the size; it reads prompts with the base's text encoder."""
+    recipe = RECIPES["refiner"]
+    pupil = Pupil(recipe, work, device)
+    model = new_denoiser(recipe, pupil.tokenizer, **models.REFINER).to(device)
+    model.text_encoder = load_denoiser(work, device).text_encoder
+    run = Run(model, (model.unet.conv_in.weight, model.unet.conv_out.weight), recipe)
+    run.run(lambda generator: pupil.loss(model, generator), work / "refiner.safetensors")
+    model.unet.save_pretrained(work / "refiner")
+
+
+def train_control(kind: str, work: Path, device: torch.device) -> None:
+    """A ControlNet for one of `hints.HINT_KINDS`, as they are rendered: eight pixels of a hint are a latent's cell."""
+    from diffusers import ControlNetModel
+
+    recipe = RECIPES[kind]
+    pupil, model = Pupil(recipe, work, device), load_denoiser(work, device)
+    torch.manual_seed(recipe.seed)
+    net = ControlNetModel.from_unet(model.unet).to(device).requires_grad_(True)
+    run = Run(net, (net.conv_in.weight,), recipe)
+
+    def shown(batch: Batch, z_t: Tensor, t: Tensor, tokens: Tensor) -> dict[str, Any]:
+        hint = HINT_KINDS[kind](batch.view(), batch.cameras)
+        hidden = model.text_encoder(tokens.to(device)).last_hidden_state
+        down, middle = net(z_t, t, hidden, controlnet_cond=hint, return_dict=False)
+        return {"down_block_additional_residuals": down, "mid_block_additional_residual": middle}
+
+    run.run(lambda generator: pupil.loss(model, generator, shown), work / f"{kind}.safetensors")
+    net.save_pretrained(work / "controls" / kind)
+
+
+def train_lora(look: str, work: Path, device: torch.device) -> None:
+    """A LoRA that teaches one of `truth.LOOKS`; the words stay as they are."""
+    recipe = RECIPES[look]
+    pupil, model = Pupil(recipe, work, device, look), load_denoiser(work, device)
+    lora = LoRA(model.unet, LORA_RANK, torch.Generator().manual_seed(recipe.seed)).to(device)
+    run = Run(lora, (), recipe)
+    with lora.attached(), lora.on():
+        run.run(lambda generator: pupil.loss(model, generator), work / f"{look}.safetensors")
+    names = {id(module): name for name, module in model.unet.named_modules()}
+    layers = {names[id(layer)]: adapter for layer, adapter in lora.pairs()}
+    tensors = kohya_names(layers) if look == "cartoon" else peft_names(layers)
+    (work / "loras").mkdir(exist_ok=True)
+    save_file(
+        {name: tensor.detach().cpu().half().contiguous() for name, tensor in tensors.items()},
+        work / "loras" / f"mini-{look}.safetensors",
+    )
+
+
+def kohya_names(layers: dict[str, Any]) -> dict[str, Tensor]:
+    """A LoRA of a UNet as kohya's scripts name it, by the layers' names in diffusers."""
+    tensors: dict[str, Tensor] = {}
+    for name, adapter in layers.items():
+        key = f"lora_unet_{name.replace('.', '_')}"
+        tensors |= {f"{key}.lora_down.weight": adapter.down, f"{key}.lora_up.weight": adapter.up}
+        tensors[f"{key}.alpha"] = torch.tensor(float(len(adapter.down)))
+    return tensors
+
+
+def peft_names(layers: dict[str, Any]) -> dict[str, Tensor]:
+    """Likewise as PEFT and diffusers do."""
+    return {
+        f"unet.{name}.lora_{letter}.weight": weight
+        for name, adapter in layers.items()
+        for letter, weight in (("A", adapter.down), ("B", adapter.up))
+    }
 
 
 def main() -> None:
@@ -332,10 +453,17 @@ def main() -> None:
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if arguments.part == "vae":
-        train_vae(RECIPES["vae"], arguments.work, device)
+    part, where = arguments.part, (arguments.work, device)
+    if part == "vae":
+        train_vae(RECIPES[part], *where)
+    elif part == "refiner":
+        train_refiner(*where)
+    elif part in HINT_KINDS:
+        train_control(part, *where)
+    elif part in LOOKS:
+        train_lora(part, *where)
     else:
-        train_base(arguments.part, arguments.work, device)
+        train_base(part, *where)
 
 
 if __name__ == "__main__":
