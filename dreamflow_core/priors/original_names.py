@@ -79,12 +79,15 @@ def control_names(control: Any) -> dict[str, str]:
     return unet_names(control) | own
 
 
-def vae_names(vae: Any) -> set[str]:
-    """The original names of a VAE's weights."""
+def vae_names(vae: Any) -> dict[str, str]:
+    """diffusers' name of each weight of a VAE, by the original one; attention's are 1 x 1 convolutions there."""
     last = len(vae.config.block_out_channels) - 1
-    # The original counts the decoder's blocks from the other end.
-    turned = (re.sub(r"(?<=up_blocks\.)\d+", lambda m: str(last - int(m[0])), name) for name in vae.state_dict())
-    return {_renamed(name, _IN_VAES) for name in turned}
+
+    def turned(name: str) -> str:
+        # The original counts the decoder's blocks from the other end.
+        return re.sub(r"(?<=up_blocks\.)\d+", lambda m: str(last - int(m[0])), name)
+
+    return {_renamed(turned(name), _IN_VAES): name for name in vae.state_dict()}
 
 
 def clip_names(encoder: Any) -> set[str]:
