@@ -1,4 +1,4 @@
-"""Train the small Stable Diffusion: `python -m dreamflow_core.mini.train vae` (then `base` ...).
+"""Train the small Stable Diffusion: `python -m dreamflow_core.mini.train all`, or one of `RECIPES`.
 
 Hidden layers are trained by Muon, everything else by Adam, as the demo model is. A run continues from its last
 checkpoint, written every few minutes; the same seed gives the same weights on the same machine and thread count.
@@ -32,8 +32,6 @@ log = logging.getLogger(__name__)
 
 SAVE_EVERY = 120.0
 """Seconds between checkpoints."""
-CROP = 64
-"""The VAE sees squares of so many pixels a side, cut from renders."""
 MIXED = 0.5
 """Share of the VAE's pictures whose colours are mixed at random: it has to know others than the domain's."""
 KL = 1e-6
@@ -50,6 +48,7 @@ class Recipe:
     Attributes:
         size: pixels a side of the renders.
         views: traced views per shape.
+        crop: pixels a side of what the VAE sees of them; None is all.
         cycles: optimiser steps and highest learning rate of each cycle: the rate warms up, stays, and falls to 0.
         decay: share of a cycle, at its end, over which the rate falls.
         log_sigma: mean and standard deviation of ln(sigma), of denoisers.
@@ -66,6 +65,7 @@ class Recipe:
     average: float = 0.998
     seed: int = 0
     log_sigma: tuple[float, float] = (0.3, 1.5)
+    crop: int | None = None
     start: str | None = None
     variety: float = 1.0
 
@@ -83,7 +83,9 @@ class Recipe:
 
 
 RECIPES = {
-    "vae": Recipe(models.SIZE, 100, cycles=((600, 3e-3),), batch=16),
+    # Cut squares are cheaper; whole pictures teach it their borders, and what norms see of a whole picture.
+    "vae-cropped": Recipe(models.SIZE, 100, cycles=((600, 3e-3),), batch=16, crop=64),
+    "vae": Recipe(models.SIZE, 100, cycles=((500, 2e-3),), batch=8, start="vae-cropped"),
     # First what words mean, at half the size and a quarter of the cost.
     "base-small": Recipe(models.SIZE // 2, 600, cycles=((4000, 3e-3),), batch=64, variety=2.0),
     "base": Recipe(models.SIZE, 300, cycles=((8000, 3e-3),), start="base-small"),
@@ -141,10 +143,15 @@ class Run:
         for optimiser, saved in zip(self.optimisers, state["optimisers"]):
             optimiser.load_state_dict(saved)
 
-    def take_over(self, weights: dict[str, Tensor]) -> None:
-        """Another run's weights, and nothing else of it."""
-        self.module.load_state_dict(weights, strict=False)
-        self.average = {name: p.detach().clone() for name, p in self.trained.items()}
+    def take_over_from(self, work: Path) -> None:
+        """The averaged weights of the recipe that this one starts from, and nothing else of it.
+
+        Raises:
+            BadFile: it was not trained yet.
+        """
+        if self.recipe.start:
+            self.module.load_state_dict(load_state(work / f"{self.recipe.start}.safetensors")["average"], strict=False)
+            self.average = {name: p.detach().clone() for name, p in self.trained.items()}
 
     def run(self, loss_of: Callable[[torch.Generator], Tensor], checkpoint: Path) -> None:
         """Train to the recipe's end, going on from the checkpoint if there is one; then hold the averaged weights."""
@@ -211,20 +218,21 @@ def standardise(vae: Any, images: Tensor) -> None:
         vae.register_to_config(scaling_factor=round(1 / common.item(), 5))
 
 
-def train_vae(recipe: Recipe, work: Path, device: torch.device) -> Any:
+def train_vae(name: str, work: Path, device: torch.device) -> None:
+    recipe = RECIPES[name]
     bank = SurfaceBank(recipe.size, recipe.views, "model", recipe.seed, work, device)
     torch.manual_seed(recipe.seed)
     vae = models.make_vae().to(device)
     run = Run(vae, (vae.encoder.conv_in.weight, vae.encoder.conv_out.weight, vae.decoder.conv_out.weight), recipe)
+    run.take_over_from(work)
 
     def loss_of(generator: torch.Generator) -> Tensor:
-        images = bank.batch(recipe.batch, generator, VARIETY).images
-        return vae_loss(vae, crops(mix_colours(images, generator), CROP, generator), generator)
+        images = mix_colours(bank.batch(recipe.batch, generator, VARIETY).images, generator)
+        return vae_loss(vae, crops(images, recipe.crop or recipe.size, generator), generator)
 
-    run.run(loss_of, work / "vae.safetensors")
+    run.run(loss_of, work / f"{name}.safetensors")
     standardise(vae, bank.batch(256, make_generator(recipe.seed, "latents")).images)
     vae.save_pretrained(work / "vae")
-    return vae
 
 
 def pass_noise_through(unet: Any) -> None:
@@ -370,9 +378,7 @@ def train_base(name: str, work: Path, device: torch.device) -> None:
     pupil = Pupil(recipe, work, device)
     model = new_denoiser(recipe, pupil.tokenizer).to(device)
     run = Run(model, (model.unet.conv_in.weight, model.unet.conv_out.weight), recipe)
-    start = recipe.start and work / f"{recipe.start}.safetensors"
-    if start and start.exists():
-        run.take_over(load_state(start)["average"])
+    run.take_over_from(work)
     run.run(lambda generator: pupil.loss(model, generator), work / f"{name}.safetensors")
     model.unet.save_pretrained(work / "unet")
     model.text_encoder.save_pretrained(work / "text_encoder")
@@ -446,24 +452,30 @@ def peft_names(layers: dict[str, Any]) -> dict[str, Tensor]:
     }
 
 
+def train(part: str, work: Path, device: torch.device) -> None:
+    """One of `RECIPES`, with checkpoints and results in `work`."""
+    log.info("%s", part)
+    if part.startswith("vae"):
+        train_vae(part, work, device)
+    elif part == "refiner":
+        train_refiner(work, device)
+    elif part in HINT_KINDS:
+        train_control(part, work, device)
+    elif part in LOOKS:
+        train_lora(part, work, device)
+    else:
+        train_base(part, work, device)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("part", choices=RECIPES)
+    parser.add_argument("part", choices=[*RECIPES, "all"], help="what is trained; all of it in this order")
     parser.add_argument("--work", type=Path, default=Path("training"), help="folder for checkpoints and traced views")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    part, where = arguments.part, (arguments.work, device)
-    if part == "vae":
-        train_vae(RECIPES[part], *where)
-    elif part == "refiner":
-        train_refiner(*where)
-    elif part in HINT_KINDS:
-        train_control(part, *where)
-    elif part in LOOKS:
-        train_lora(part, *where)
-    else:
-        train_base(part, *where)
+    for part in RECIPES if arguments.part == "all" else [arguments.part]:
+        train(part, arguments.work, device)
 
 
 if __name__ == "__main__":
