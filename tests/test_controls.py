@@ -1,5 +1,8 @@
 """ControlNets of the diffusers prior, against diffusers' own networks: tiny random models, made on the spot."""
 
+import json
+import shutil
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -180,3 +183,73 @@ def test_command_refuses_before_any_work(folder, tmp_path, options, message):
     done = dreamflow("nerf", "a cat", "--model", folder / "sd1", "--out", tmp_path / "out", *options)
     assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+def broken(folder, path, change=None, config=None):
+    """The folder of the ControlNet with something wrong."""
+    shutil.copytree(folder / "depth", path)
+    tensors = load_file(path / WEIGHTS)
+    if change:
+        change(tensors)
+    save_file(tensors, path / WEIGHTS)
+    settings = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps(settings | (config or {})))
+    return path
+
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+FOLDERS = {
+    "lacks weights: controlnet_mid_block": {"change": lambda w: [w.pop(n) for n in list(w) if "mid_block" in n]},
+    "has tensors that it does not know: foo.bar": {"change": lambda w: w.update({"foo.bar": torch.zeros(1)})},
+    "is a ControlNetUnionModel, not a ControlNetModel": {"config": {"_class_name": "ControlNetUnionModel"}},
+    "has weights that are no finite numbers: conv_in.bias": {"change": lambda w: w["conv_in.bias"].fill_(torch.nan)},
+}
+
+
+@pytest.mark.parametrize("message", FOLDERS)
+def test_folders_are_read_whole_or_refused(folder, tmp_path, message):
+    path = broken(folder, tmp_path / "bad", **FOLDERS[message])
+    with pytest.raises(BadFile, match=f"bad {message}"):
+        load_control(ControlFile(path, 1.0, "depth"), load_pipeline(folder / "sd1").unet)
+
+
+def test_a_folder_for_other_hints_is_refused(folder, tmp_path):
+    unet = load_pipeline(folder / "sd1").unet
+    diffusers.ControlNetModel.from_unet(unet, conditioning_channels=1).save_pretrained(tmp_path / "grey")
+    with pytest.raises(BadFile, match="takes hints of 1 channels"):
+        load_control(ControlFile(tmp_path / "grey", 1.0, "depth"), unet)
+
+
+def test_a_folder_with_half_precision_alone_is_read(folder, tmp_path, caplog):
+    unet = load_pipeline(folder / "sd1").unet
+    control_net(unet).half().save_pretrained(tmp_path / "half", variant="fp16")
+    half, whole = (
+        load_control(ControlFile(path, 1.0, "depth"), unet) for path in (tmp_path / "half", folder / "depth")
+    )
+    assert half.net.dtype == torch.float32 and "float32" not in caplog.text
+    for name, weight in whole.net.state_dict().items():
+        assert torch.equal(half.net.state_dict()[name], weight.half().float()), name
+
+
+def test_a_latent_consistency_model_takes_one(folder):
+    """Its guidance scale is an input of the UNet's alone."""
+    pipe = make_pipeline("sd1")
+    torch.manual_seed(0)
+    pipe.unet = diffusers.UNet2DConditionModel.from_config({**pipe.unet.config, "time_cond_proj_dim": 8})
+    control = load_control(ControlFile(folder / "depth", 1.0, "depth"), pipe.unet)
+    with_it, without = (DiffusersPrior(pipe, "a cat", controls=nets) for nets in ([control], []))
+    assert (denoise(with_it) - denoise(without)).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--refine-controlnet", "x", "--refine-hint", "depth"], "--refine-controlnet is for the last stage"),
+        (["--refine-lora", "x"], "--refine-lora is for the last stage, which is left out without a --refiner"),
+        (["--refiner-cfg", "2"], "--refiner-cfg is for the last stage"),
+        (["--hint", "depth"], "the demo models take no ControlNets"),
+    ],
+)
+def test_options_without_use_are_refused(tmp_path, options, message):
+    done = dreamflow("generate", "a red cube", "--out", tmp_path / "out", *options)
+    assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1

@@ -48,6 +48,21 @@ def test_a_model_is_known_by_its_files(tmp_path, kind, width, cells, levels, fam
     assert find_family(str(tmp_path / "one.safetensors"), str(tmp_path / "model")) == (found, side)
 
 
+def test_widths_by_level_are_those_of_one_model(tmp_path):
+    assert find_family(str(folder(tmp_path, XL, [2048] * 3, 128))) == (FAMILIES["sdxl"], 1024)
+
+
+@pytest.mark.parametrize("cells", [0, "64", [], -8])
+def test_sizes_that_are_none_are_refused_with_the_files_name(tmp_path, cells):
+    with pytest.raises(BadFile, match=r"unet.config\.json cannot be loaded"):
+        find_family(str(folder(tmp_path, PIPELINE, 768, cells)))
+
+
+def test_a_size_below_one_is_refused():
+    with pytest.raises(ValueError, match="size is 0; it must be at least 1"):
+        planned("nerf", FAMILIES["sd1"], "draft", 0)
+
+
 def test_the_demo_models_are_one_family():
     assert find_family("demo") == (FAMILIES["demo"], 64) and find_family("demo-refiner") == (FAMILIES["demo"], 128)
 

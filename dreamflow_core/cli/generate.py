@@ -89,12 +89,21 @@ def _models(options: argparse.Namespace) -> dict[str, PriorSettings]:
         return replace(base, **files)
 
     models = {name: of_stage(name) for name in ("nerf", "tune")}
-    if options.refiner is not None:
+    if options.refiner is None:
+        _check_not_given(options, [f"refine_{kind}" for kind in ("loras", "controlnets", "hints")])
+    else:
         others: dict[str, Any] = {name: getattr(options, f"refiner_{name}") for name in ("cfg", "config", "vae")}
         # Files for the other model's kind do not fit this one.
         others |= {kind: getattr(options, f"refine_{kind}") for kind in ("loras", "controlnets", "hints")}
         models["refine"] = replace(base, model=options.refiner, **others)
     return models
+
+
+def _check_not_given(options: argparse.Namespace, names: list[str]) -> None:
+    for name in [*names, *(f"refiner_{name}" for name in ("cfg", "config", "vae"))]:
+        if getattr(options, name) not in (None, []):
+            option = name.replace("_", "-").removesuffix("s")
+            raise ValueError(f"--{option} is for the last stage, which is left out without a --refiner")
 
 
 def _plan(options: argparse.Namespace, families: dict[str, tuple[Family, int]]) -> Plan:

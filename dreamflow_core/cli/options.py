@@ -132,7 +132,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
 def add_controls(parser: argparse.ArgumentParser, stage: str = "") -> None:
     """ControlNets and what each is shown, of all stages or of one."""
     option, name = (f"--{stage}-", f"{stage}_") if stage else ("--", "")
-    net = "a ControlNet that is shown the scene in every view; may be repeated"
+    net = "a ControlNet that is shown the scene in every view; of a refiner --refine-controlnet; may be repeated"
     hint = "what it is shown; one for each --controlnet"
     if stage:
         net, hint = f"as --controlnet, for the {stage} stage alone", f"as --hint, for --{stage}-controlnet"

@@ -54,7 +54,7 @@ def one_mesh(scene: Scene, atlas_size: int | None = None) -> tuple[Mesh, list[st
     if not any(_texture(scene, part) for part in scene.parts):
         mesh = replace(mesh, uvs=_plain_uvs(scene), colours=_vertex_colours(scene))
         if mesh.uvs is None and any(part.uvs for part in scene.parts):
-            said.append("its UVs reach outside a texture or are all alike, so it gets a new atlas")
+            said.append("its UVs reach outside a texture or are all alike, so it is painted on a new atlas")
     elif (kept := _kept(scene)) is not None:
         mesh = replace(mesh, **kept)
     else:
@@ -163,7 +163,9 @@ def _baked(scene: Scene, mesh: Mesh, sizes: Sequence[int]) -> tuple[Mesh, str]:
     """The mesh with an atlas of its own, into which all parts are baked, and a sentence about it."""
     flat, _, size, share = unwrap_at(mesh, _density(scene), sizes)
     detail = "" if share >= 1 else f", at {share:.0%} of its textures' resolution"
-    sentence = f"{_why_baked(scene)}, so its colours are baked into a new atlas of {size} x {size}{detail}"
+    # What nothing is painted on keeps its own textures and UVs in the file.
+    made = f"its colours are baked into a new atlas of {size} x {size} to be drawn and painted"
+    sentence = f"{_why_baked(scene)}, so {made}{detail}"
     texture = paint(flat, size, lambda texels: to_display(baked(scene, texels)[:, :3]))
     return replace(flat, texture=texture), sentence
 

@@ -17,8 +17,11 @@ from torch import Tensor
 from ..cameras import Cameras
 from ..hints import HINT_KINDS, render_hints
 from ..prior import Look
-from ..state import BadFile, reading
+from ..quiet import without_messages
+from ..state import BadFile
+from .families import read_json
 from .original_names import control_names
+from .parts import OF_NO_CONCERN, load_part, reading_weights
 
 _ORIGINAL = "control_model."
 
@@ -123,22 +126,30 @@ def load_control(file: ControlFile, unet: Any) -> Control:
     Raises:
         BadFile: the file is missing, broken, of another kind of control or of another family of models.
     """
-    import diffusers
-
     path = file.path
     if not path.exists():
         raise BadFile(f"there is no ControlNet {path}")
-    with reading(path):
-        if path.is_dir():
-            net = diffusers.ControlNetModel.from_pretrained(str(path), use_safetensors=True, local_files_only=True)
-        else:
-            net = _from_file(path, unet)
+    with reading_weights(path), without_messages(OF_NO_CONCERN):
+        net = _from_folder(path, unet) if path.is_dir() else _from_file(path, unet)
+        net.to(unet.device, unet.dtype).requires_grad_(False).eval()
+    for name, tensor in net.state_dict().items():
+        if not torch.isfinite(tensor).all():
+            raise BadFile(f"the ControlNet {path} has weights that are no finite numbers: {name}")
+    return Control(net, file.weight, file.kind)
+
+
+def _from_folder(path: Path, unet: Any) -> Any:
+    kind = read_json(path / "config.json").get("_class_name")
+    if kind != "ControlNetModel":
+        raise BadFile(f"{path} is a {kind}, not a ControlNetModel")
+    net = load_part(path.absolute().parent, path.absolute().name, ("diffusers", kind), unet.dtype)
+    if net.config.conditioning_channels != 3:
+        raise BadFile(f"the ControlNet {path} takes hints of {net.config.conditioning_channels} channels; ours have 3")
     for name in ("in_channels", "cross_attention_dim", "block_out_channels", "addition_embed_type"):
         theirs, ours = (str(model.config.get(name)).strip("[]()") for model in (net, unet))
         if theirs != ours:
             raise BadFile(f"the ControlNet {path} is for another family of models: its {name} is {theirs}, not {ours}")
-    net.to(unet.device, unet.dtype).requires_grad_(False).eval()
-    return Control(net, file.weight, file.kind)
+    return net
 
 
 def _from_file(path: Path, unet: Any) -> Any:

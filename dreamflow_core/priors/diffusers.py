@@ -5,11 +5,8 @@ Everything is read from local files; nothing is ever downloaded.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -23,11 +20,12 @@ from ..parameterisation import Parameterisation, eps, v
 from ..prior import Look, Session, T, guide
 from ..quiet import bars_on_terminals, without_messages
 from ..settings.presets import FAMILIES
-from ..state import BadFile, reading
+from ..state import BadFile
 from .checkpoints import check_used, scheduler_settings, with_settings
 from .controls import Control, Controls
 from .families import read_index, read_json
 from .lora_files import add_loras, read_lora
+from .parts import OF_NO_CONCERN, load_part, reading_weights
 from .text import batched, chunked, encode_text
 
 _VOCABULARIES = ("tokenizer.json", "vocab.json")
@@ -36,12 +34,6 @@ _KINDS = {"epsilon": eps, "v_prediction": v}
 _WANTED_SCORE, _UNWANTED_SCORE = 6.0, 2.5
 # A single file's first UNet layer, (channels, latent channels, 3, 3); other families have none.
 _STEM = "model.diffusion_model.input_blocks.0.0.weight"
-# What loggers say that is of no concern here: image processors serve the safety checker, which is left out; and a
-# list of nothing.
-_OF_NO_CONCERN = {
-    "transformers.utils.import_utils": "requires torchvision (not installed)",
-    "diffusers.models.modeling_utils": "should be kept in float32: []",
-}
 
 
 @dataclass(frozen=True)
@@ -166,12 +158,12 @@ class DiffusersPrior:
         """
         unet = self._pipe.unet
         conditioning = self._conditioning(texts, z_t)
-        if self._guides_itself:
-            conditioning["timestep_cond"] = self._embedded(cfg).expand(len(z_t), -1)
+        # ControlNets know nothing of it.
+        scale = {"timestep_cond": self._embedded(cfg).expand(len(z_t), -1)} if self._guides_itself else {}
 
         def network(x: Tensor, time: Tensor) -> Tensor:
             shown = self._controls.residuals(x, time, **conditioning)
-            return unet(x.to(unet.dtype), time, **conditioning, **shown).sample.float()
+            return unet(x.to(unet.dtype), time, **conditioning, **scale, **shown).sample.float()
 
         levels = torch.full((len(z_t),), sigma, device=z_t.device)
         return self._parameterisation.denoise(network, z_t.float(), levels)
@@ -262,7 +254,7 @@ def load_pipeline(
         raise BadFile(f"there is no model folder or file {path}")
     if vae is not None and not vae.exists():
         raise BadFile(f"there is no VAE {vae}")
-    with without_messages(_OF_NO_CONCERN), bars_on_terminals("diffusers", "transformers"):
+    with without_messages(OF_NO_CONCERN), bars_on_terminals("diffusers", "transformers"):
         if path.is_dir():
             pipe = _load_folder(path, dtype, vae and _load_vae(vae, path))
         else:
@@ -273,7 +265,7 @@ def load_pipeline(
                     " settings and tokenizers"
                 )
             pipe = _load_file(path, dtype, config, vae and _load_vae(vae, config))
-        with _reading(path):
+        with reading_weights(path):
             pipe.to(device, silence_dtype_warnings=True)
     add_loras(pipe, files)
     return pipe
@@ -302,9 +294,9 @@ def _load_folder(folder: Path, dtype: torch.dtype, vae: Any) -> Any:
     import diffusers
 
     index = _check_folder(folder)
-    with _reading(folder):
-        parts = {name: _load_part(folder, name, kind, dtype) for name, kind in _parts(index) if name != "vae"}
-        parts["vae"] = vae or _load_part(folder, "vae", ("diffusers", "AutoencoderKL"), torch.float32)
+    with reading_weights(folder):
+        parts = {name: load_part(folder, name, kind, dtype) for name, kind in _parts(index) if name != "vae"}
+        parts["vae"] = vae or load_part(folder, "vae", ("diffusers", "AutoencoderKL"), torch.float32)
         return getattr(diffusers, index["_class_name"]).from_pretrained(
             str(folder), local_files_only=True, **parts, **_without_checker(index)
         )
@@ -316,35 +308,14 @@ def _parts(index: dict[str, Any]) -> list[tuple[str, tuple[str, str]]]:
     return [(name, tuple(index[name])) for name in names if index.get(name, (None,))[0] is not None]
 
 
-def _load_part(folder: Path, name: str, kind: tuple[str, str], dtype: torch.dtype) -> Any:
-    """A network of a diffusers folder, whose weights may be of a precision, and in as many files, as they like."""
-    library, class_name = kind
-    if library not in ("diffusers", "transformers"):
-        raise BadFile(f"{folder / name} is a {class_name} of {library}, which is not read")
-    part, info = getattr(import_module(library), class_name).from_pretrained(
-        str(folder),
-        subfolder=name,
-        variant=_variant(folder / name),
-        use_safetensors=True,
-        local_files_only=True,
-        dtype=dtype,
-        output_loading_info=True,
-    )
-    strangers = [key for key in info["unexpected_keys"] if not key.endswith(("position_ids", "logit_scale"))]
-    for what, keys in (("has tensors that it does not know", strangers), ("lacks weights", info["missing_keys"])):
-        if keys:
-            raise BadFile(f"{folder / name} {what}: {', '.join(sorted(keys)[:3])}")
-    return part
-
-
 def _load_vae(path: Path, config: Path) -> Any:
     """A VAE in place of the model's: a folder, or a file of the family that the model's folder describes."""
     import diffusers
 
-    with _reading(path):
+    with reading_weights(path):
         if path.is_dir():
             place, name = (path, "vae") if (path / "vae").is_dir() else (path.parent, path.name)
-            vae = _load_part(place, name, ("diffusers", "AutoencoderKL"), torch.float32)
+            vae = load_part(place, name, ("diffusers", "AutoencoderKL"), torch.float32)
         else:
             _check_safetensors(path)
             source: dict[str, Any] = {"config": str(config), "subfolder": "vae", "local_files_only": True}
@@ -363,7 +334,7 @@ def _load_file(path: Path, dtype: torch.dtype, config: Path, vae: Any) -> Any:
     index = _check_folder(config)
     _check_family(path, config)
     source: dict[str, Any] = {"config": str(config), "local_files_only": True}
-    with _reading(path):
+    with reading_weights(path):
         scheduler = getattr(diffusers, index["scheduler"][1]).from_pretrained(
             str(config), subfolder="scheduler", local_files_only=True
         )
@@ -393,7 +364,7 @@ def _check_folder(folder: Path) -> dict[str, Any]:
     latent_channels = read_json(folder / "vae" / "config.json").get("latent_channels")
     if channels != latent_channels:
         raise BadFile(_not_text_to_image(folder, channels, latent_channels))
-    with _reading(folder):
+    with reading_weights(folder):
         scheduler = getattr(diffusers, index["scheduler"][1])
         _parameterisation(scheduler.from_pretrained(str(folder), subfolder="scheduler", local_files_only=True))
     return index
@@ -428,15 +399,8 @@ def _not_text_to_image(path: Path, channels: int | None, latent_channels: int | 
 def _check_safetensors(path: Path) -> None:
     if path.suffix != ".safetensors":
         raise BadFile(f"{path} is not a .safetensors file; others can hold code and are not read: convert it first")
-    with _reading(path), safe_open(path, "pt"):
+    with reading_weights(path), safe_open(path, "pt"):
         pass
-
-
-def _variant(folder: Path) -> str | None:
-    """What the weights of a network's folder are called besides, if there are none without: fp16, bf16..."""
-    pattern = re.compile(r"(?:diffusion_pytorch_model|model)(?:-\d+-of-\d+)?(?:\.(\w+))?(?:-\d+-of-\d+)?\.safetensors")
-    variants = {match[1] for file in folder.glob("*.safetensors") if (match := pattern.fullmatch(file.name))}
-    return None if None in variants or not variants else min(variants, key=lambda name: (name != "fp16", name))
 
 
 def _without_checker(index: dict[str, Any]) -> dict[str, Any]:
@@ -444,14 +408,3 @@ def _without_checker(index: dict[str, Any]) -> dict[str, Any]:
     if "safety_checker" not in index:
         return {}
     return {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
-
-
-@contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    """`state.reading` for what diffusers and transformers raise."""
-    with reading(path):
-        try:
-            yield
-        except NotImplementedError as error:
-            # What torch raises where a weight was in no file: diffusers leaves such weights without data.
-            raise BadFile(f"{path} is incomplete: it lacks weights of its model") from error

@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ..demo.model import MODELS, load_config
 from ..settings.presets import FAMILIES, Family
 from ..state import BadFile, reading
@@ -46,13 +48,19 @@ def find_family(model: str, config: str | None = None) -> tuple[Family, int]:
             " settings and tokenizers"
         )
     folder = path if path.is_dir() or config is None else Path(config)
-    index, unet = read_index(folder), read_json(folder / "unet" / "config.json")
-    other = "sdxl" if "XL" in index["_class_name"] else "sd1"
-    family, cells = FAMILIES[_WIDTHS.get(unet.get("cross_attention_dim", 0), other)], unet.get("sample_size")
-    if cells is None:
-        return family, family.size
-    levels = len(read_json(folder / "vae" / "config.json").get("block_out_channels", [0]))
-    return family, min(cells if isinstance(cells, list) else [cells]) << levels - 1
+    index, path = read_index(folder), folder / "unet" / "config.json"
+    unet, vae = read_json(path), read_json(folder / "vae" / "config.json")
+    with reading(path):
+        # diffusers takes a number, or one for each level.
+        width, *_ = np.atleast_1d(unet.get("cross_attention_dim", 0)).tolist()
+        family = FAMILIES[_WIDTHS.get(width, "sdxl" if "XL" in index["_class_name"] else "sd1")]
+        cells = unet.get("sample_size")
+        if cells is None:
+            return family, family.size
+        size = int(np.min(cells)) << len(vae.get("block_out_channels", [0])) - 1
+        if size < 1:
+            raise ValueError(f"its sample_size is {cells}")
+        return family, size
 
 
 def read_index(folder: Path) -> dict[str, Any]:

@@ -101,7 +101,8 @@ def load_prior(settings: PriorSettings) -> HeadlessPrior:
         name: value for name in ("negative", "cfg") if (value := getattr(settings, name)) is not None
     }
     if settings.model in MODELS:
-        others = (("LoRA files", settings.loras), ("ControlNets", settings.controlnets), ("VAE", settings.vae))
+        shown = (*settings.controlnets, *settings.hints)
+        others = (("LoRA files", settings.loras), ("ControlNets", shown), ("VAE", settings.vae))
         for name, value in others:
             if value:
                 raise ValueError(f"the demo models take no {name}")
@@ -124,8 +125,8 @@ def load_prior(settings: PriorSettings) -> HeadlessPrior:
             _log.warning("%s is a distilled model by its name (%s): guidance scale 1", path, named[0])
             guided["cfg"] = 1.0
     guided.setdefault("cfg", family.cfg)
-    shown = [load_control(control, pipeline.unet) for control in controls]
-    return DiffusersPrior(pipeline, settings.positive, save_memory=settings.save_memory, controls=shown, **guided)
+    nets = [load_control(control, pipeline.unet) for control in controls]
+    return DiffusersPrior(pipeline, settings.positive, save_memory=settings.save_memory, controls=nets, **guided)
 
 
 def find_device(name: str | None = None) -> torch.device:

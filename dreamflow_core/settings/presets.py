@@ -72,11 +72,16 @@ class Family:
 
 
 def field_of(size: int) -> NeRFSettings:
-    """A radiance field for images of so many pixels a side (ours).
+    """A radiance field for images of `size` pixels a side (ours).
 
     The finest cells are about a pixel wide at the origin. Levels, entries and samples grow with the logarithm or a
     root of the size: each octave gets two levels more; most of space is empty and skipped.
+
+    Raises:
+        ValueError: the size is below 1.
     """
+    if size < 1:
+        raise ValueError(f"size is {size}; it must be at least 1")
     defaults = NeRFSettings()
     octaves = math.log2(size / defaults.size)
     grid = HashGridSettings(
