@@ -164,8 +164,8 @@ def _baked(scene: Scene, mesh: Mesh, sizes: Sequence[int]) -> tuple[Mesh, str]:
     flat, _, size, share = unwrap_at(mesh, _density(scene), sizes)
     detail = "" if share >= 1 else f", at {share:.0%} of its textures' resolution"
     # What nothing is painted on keeps its own textures and UVs in the file.
-    made = f"its colours are baked into a new atlas of {size} x {size} to be drawn and painted"
-    sentence = f"{_why_baked(scene)}, so {made}{detail}"
+    made = f"its colours are baked into a new atlas of {size} x {size}{detail}, to be drawn and painted"
+    sentence = f"{_why_baked(scene)}, so {made}"
     texture = paint(flat, size, lambda texels: to_display(baked(scene, texels)[:, :3]))
     return replace(flat, texture=texture), sentence
 
