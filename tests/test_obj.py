@@ -1,13 +1,15 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from dreamflow_core.mesh.files import load_mesh
+from dreamflow_core.mesh.files import load_mesh, save_mesh
 from dreamflow_core.mesh.mesh import Mesh
+from dreamflow_core.mesh.obj import read_obj
 from dreamflow_core.state import BadFile
 
 SQUARE = "v 0 0 0\nv 1 0 0\nv 1 1 0\nv 0 1 0\n"
@@ -120,3 +122,82 @@ def test_coordinates_of_a_survey(far: float, said: bool, tmp_path: Path, caplog:
     )
     load_mesh(tmp_path / "a.obj")
     assert ("so far from the origin that single precision moves its vertices" in caplog.text) == said
+
+
+RED_HALF = f"mtllib a.mtl\n{SQUARE}usemtl NAME\nf 1 2 3\nusemtl other\nf 1 3 4\n"
+
+
+@pytest.mark.parametrize(
+    "name",
+    # Ends of lines to Unicode; and characters of two bytes, of which the second is a backslash or such an end.
+    [
+        *(f"a{chr(code)}b".encode("latin-1") for code in (0x0B, 0x0C, 0x1C, 0x1D, 0x1E, 0x85)),
+        "a\u2028b".encode(),
+        *(name.encode("shift-jis") for name in ("ソ", "一覧表", "キュー")),
+        "功".encode("big5"),
+    ],
+)
+@pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"])
+def test_names_in_other_encodings(name: bytes, end: bytes, tmp_path: Path):
+    mtl = b"newmtl NAME\nKd 1 0 0\nnewmtl other\nKd 0 0 1\n"
+    for suffix, text in ((".obj", RED_HALF.encode()), (".mtl", mtl)):
+        (tmp_path / f"a{suffix}").write_bytes(text.replace(b"NAME", name).replace(b"\n", end))
+    mesh = load_mesh(tmp_path / "a.obj")
+    assert area(mesh) == pytest.approx(1)
+    assert np.allclose(mesh.colours[mesh.faces[0]], [1, 0, 0]) and np.allclose(mesh.colours[mesh.faces[1]], [0, 0, 1])
+
+
+def test_what_goes_on_behind_a_backslash(tmp_path: Path):
+    assert area(read(tmp_path, f"# C:\\\n{SQUARE}f 1 2 \\  \n3 4")) == pytest.approx(1)
+    assert area(read(tmp_path, f"{SQUARE}f 1 2 3 4 \\")) == pytest.approx(1)
+
+
+def test_comments_behind_statements(tmp_path: Path):
+    for name in ("four.png", "a #1.png"):
+        Image.fromarray(PIXELS).save(tmp_path / name)
+    obj = f"mtllib a.mtl # colours\n{SQUARE}{UVS}usemtl a # it\nf 1/1 2/2 3/3 4/4\n"
+    for value in ("four.png # of four", "four.png\t#", "a #1.png"):
+        mtl = f"newmtl a # first\nKd 1 1 1 # white\nKs 0 0 0 # was 1\nd 1 # 0.5\nmap_Kd {value}\n"
+        assert np.array_equal((read(tmp_path, obj, mtl).texture * 255).round(), PIXELS)
+        assert read_obj(tmp_path / "a.obj").warnings == []
+
+
+def test_names_with_hashes(tmp_path: Path):
+    obj = f"mtllib a.mtl\n{SQUARE}usemtl Material #1\nf 1 2 3\nusemtl b#2\nf 1 3 4\n"
+    mesh = read(tmp_path, obj, "newmtl Material #2\nKd 0 1 0\nnewmtl Material #1\nKd 1 0 0\nnewmtl b#2\nKd 0 0 1\n")
+    assert np.allclose(mesh.colours[mesh.faces[0]], [1, 0, 0]) and np.allclose(mesh.colours[mesh.faces[1]], [0, 0, 1])
+
+
+@pytest.mark.parametrize(
+    ("statement", "factor", "said"),
+    [
+        ("d 2", None, ""),
+        ("d -0.5", [1, 0, 0, 0], ""),
+        ("Tr -1", None, ""),
+        ("Tr 7", [1, 0, 0, 0], ""),
+        ("d nan", None, "the d of its material a is no number and not read"),
+        ("Tr 1e999", None, "the Tr of its material a is no number and not read"),
+        ("Kd inf 0 0", [1, 1, 1, 1], "the Kd of its material a is no RGB and not read"),
+        ("Kd 0 1e999 0", [1, 1, 1, 1], "the Kd of its material a is no RGB and not read"),
+        ("d", None, "left out of its materials: d"),
+        ("Tr", None, "left out of its materials: Tr"),
+        ("map_Kd", None, "left out of its materials: map_Kd"),
+        ("norm", None, "left out of its materials: norm"),
+        ("map_d", None, "left out of its materials: map_d"),
+        ("Kd", [1, 1, 1, 1], "left out of its materials: Kd"),
+        ("Ks", None, "left out of its materials: Ks"),
+        ("Ks 0 0 0\nNs 96", None, ""),
+    ],
+)
+def test_values_out_of_range_or_missing(
+    statement: str, factor: list[float] | None, said: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    (tmp_path / "a.obj").write_text(f"mtllib a.mtl\n{SQUARE}usemtl a\nf 1 2 3 4\n")
+    (tmp_path / "a.mtl").write_text(f"newmtl a\nKd 1 0 0\n{statement}\n")
+    mesh = load_mesh(tmp_path / "a.obj", kept_in="the GLB")
+    assert said in caplog.text and bool(said) == ("not read" in caplog.text or "left out" in caplog.text)
+    save_mesh(tmp_path / "a.glb", mesh)
+    data = (tmp_path / "a.glb").read_bytes()
+    size = int.from_bytes(data[12:16], "little")
+    (material,) = json.loads(data[20 : 20 + size], parse_constant=pytest.fail)["materials"]
+    assert material["pbrMetallicRoughness"].get("baseColorFactor", [1, 1, 1, 1]) == (factor or [1, 0, 0, 1])

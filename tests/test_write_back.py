@@ -824,3 +824,72 @@ def test_tangents_of_vertices_without_faces(file: GltfFile, tmp_path: Path):
     _, after, _ = write(file, tmp_path, lambda mesh: replace(mesh, normal_map=bumps))
     tangents = after.attribute("TANGENT")
     assert np.abs(np.linalg.norm(tangents[:, :3], axis=1) - 1).max() < 1e-6 and (tangents[:, 2] == 0).all()
+
+
+@pytest.mark.parametrize("more", [{}, {"_ID": [[0], [1]]}])
+def test_weights_that_move_do_so_for_each_instance(more: dict[str, Any], file: GltfFile, tmp_path: Path):
+    primitive = file.quad()
+    primitive["targets"] = [{"POSITION": file.accessor(np.ones((4, 3)))}]
+    attributes = {"TRANSLATION": file.accessor([[0, 0, 0], [2, 0, 0]])}
+    attributes |= {name: file.accessor(rows) for name, rows in more.items()}
+    number = file.show(primitive, extensions={"EXT_mesh_gpu_instancing": {"attributes": attributes}}, weights=[0.5])
+    file.uses("EXT_mesh_gpu_instancing")
+    # Another node that moves too, and whose weights do.
+    other = file.show(primitive, translation=[0, 3, 0])
+    times = file.accessor([[0.0], [1.0]])
+    file.tree["accessors"][times] |= {"min": [0], "max": [1]}
+    samplers = [
+        {"input": times, "output": file.accessor(rows)}
+        for rows in ([[0.0], [1.0]], [[1.0], [0.0]], [[0, 0, 0], [1, 0, 0]])
+    ]
+    aims = [(number, "weights"), (other, "weights"), (number, "translation")]
+    channels = [{"sampler": k, "target": {"node": n, "path": path}} for k, (n, path) in enumerate(aims)]
+    file.tree["animations"] = [{"samplers": samplers, "channels": channels}]
+    before, after, _ = write(file, tmp_path, moved)
+    children = after.tree["nodes"][number]["children"]
+    assert len(children) == 2
+    (animation,) = after.tree["animations"]
+    assert [(one["sampler"], one["target"]["node"], one["target"]["path"]) for one in animation["channels"]] == [
+        *((0, child, "weights") for child in children),
+        (1, other, "weights"),
+        (2, number, "translation"),
+    ]
+    for one in animation["channels"]:
+        node = after.tree["nodes"][one["target"]["node"]]
+        assert one["target"]["path"] != "weights" or "targets" in after.tree["meshes"][node["mesh"]]["primitives"][0]
+    # What shows all of them alike stays.
+    assert write(file, tmp_path, same)[1].tree["animations"] == before.tree["animations"]
+
+
+@pytest.mark.parametrize("scale", [[0.85, 0, 0.7], [0, 1, 1], [0.5, 0, 0], [0, 0, 0]])
+def test_tangents_of_sides_that_a_node_flattens(scale: list[float], file: GltfFile, tmp_path: Path):
+    metal = {"baseColorTexture": {"index": file.texture(NOISE)}}
+    primitive = cube(file)
+    primitive["material"] = file.add("materials", pbrMetallicRoughness=metal)
+    primitive["attributes"]["TEXCOORD_0"] = file.accessor(np.tile(UVS, (6, 1)))
+    file.show(primitive, scale=scale)
+    # Another part, that does not vanish.
+    file.show(primitive, translation=[2, 0, 0])
+    bumps = np.full((32, 32, 3), [0.6, 0.5, 0.99], np.float32)
+    _, after, _ = write(file, tmp_path, lambda mesh: replace(mesh, normal_map=bumps))
+    for number in (0, 1):
+        normals, along = after.attribute("NORMAL", number), after.attribute("TANGENT", number)[:, :3]
+        for directions in (normals, along):
+            assert np.abs(np.linalg.norm(directions, axis=1) - 1).max() < 1e-6
+        assert np.abs((normals * along).sum(1)).max() < 1e-6
+
+
+def test_tangents_of_morph_targets_are_named(file: GltfFile, tmp_path: Path):
+    metal = {"baseColorTexture": {"index": file.texture(NOISE)}}
+    primitive = file.quad(material=file.add("materials", pbrMetallicRoughness=metal))
+    primitive["attributes"] |= {
+        "NORMAL": file.accessor([[0, 0, 1]] * 4),
+        "TANGENT": file.accessor([[1, 0, 0, 1]] * 4),
+    }
+    primitive["targets"] = [{"POSITION": file.accessor(np.zeros((4, 3)))}]
+    file.show(primitive)
+    assert notice(file, tmp_path, "normal_map") == ""
+    primitive["targets"] += [{"TANGENT": file.accessor([[0, 1, 0]] * 4)}]
+    assert notice(file, tmp_path, "normal_map") == "lost in the GLB: tangents of morph targets"
+    assert notice(file, tmp_path, "vertices") == "lost in the GLB: tangents, tangents of morph targets"
+    assert notice(file, tmp_path, "texture") == ""

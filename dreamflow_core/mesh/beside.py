@@ -23,7 +23,7 @@ def beside(path: Path, name: str) -> Path | None:
     if ":" in name or name.startswith(("/", "../")):
         name = name.rpartition("/")[2]
     place = path.parent / name
-    return place if place.is_file() else None
+    return place if os.path.isfile(place) else None
 
 
 @dataclass(frozen=True, eq=False)

@@ -41,6 +41,8 @@ def losses(
             yield "tangents"
         if still := _still(scene):
             yield f"moves along axes of scale 0 (nodes: {_names(still)})"
+    if (moved or bent) and _displaced_tangents(scene):
+        yield "tangents of morph targets"
     if parted and _counted_instances(scene):
         yield f"the numbers of instances ({INSTANCE_FEATURES})"
     for extension, name in _files(scene.document):
@@ -53,6 +55,12 @@ def _still(scene: GltfScene) -> list[str]:
     if not any(axes.any() for axes in ranks):
         raise BadMesh("none of its vertices can move: its nodes scale all of it to 0")
     return [str(part.node) for part, axes in zip(scene.parts, ranks) if (axes < 3).any()]
+
+
+def _displaced_tangents(scene: GltfScene) -> bool:
+    """Whether morph targets displace tangents."""
+    primitives = (scene.document.item("meshes", part.mesh)["primitives"][part.primitive] for part in scene.parts)
+    return any("TANGENT" in target for primitive in primitives for target in primitive.get("targets", []))
 
 
 def _coloured_variants(scene: GltfScene) -> bool:

@@ -7,6 +7,7 @@ over its z: they are averaged without losing their meaning, and every value of t
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -37,6 +38,12 @@ def tangents(mesh: Mesh) -> Floats:
     bare = (made[:, :3] == 0).all(dim=1)
     made[bare, :3] = _perpendicular(made[bare, :3], normals[bare])
     return made.numpy()
+
+
+def any_tangents(normals: Floats) -> Floats:
+    """Unit vectors (V, 3) across normals (V, 3) of unit length."""
+    across = torch.from_numpy(normals.astype(np.float64))
+    return _perpendicular(torch.zeros_like(across), across).numpy()
 
 
 def vertex_tangents(

@@ -7,6 +7,7 @@ shows them. Source: Wavefront, "Advanced Visualizer Manual", appendix B1 "Object
 from __future__ import annotations
 
 import codecs
+import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -106,7 +107,8 @@ class _Reader:
         elif word in ("f", "fo"):
             self._read_face(rest.partition("#")[0])
         elif word == "usemtl":
-            self._material = self._materials.setdefault(rest, len(self._materials))
+            name = rest if rest in self._library else _without_comment(rest)
+            self._material = self._materials.setdefault(name, len(self._materials))
         elif word == "mtllib":
             self._read_library(rest)
         elif word in ("l", "p"):
@@ -132,7 +134,7 @@ class _Reader:
 
     def _read_library(self, names: str) -> None:
         # Names part at spaces, but one file's name may have some.
-        for name in [names] if beside(self._path, names) else names.split():
+        for name in [names] if beside(self._path, names) else _without_comment(names).split():
             place = beside(self._path, name)
             if place is None:
                 self._warnings.append(f"there is no material file {name} beside it")
@@ -141,21 +143,26 @@ class _Reader:
             for word, rest in _statements(place):
                 if word == "newmtl":
                     material = self._library[rest] = {}
+                    self._library.setdefault(_without_comment(rest), material)
                 else:
-                    material[word.lower()] = rest
+                    material[word.lower()] = self._value(rest)
                     self._spelling[word.lower()] = word
 
+    def _value(self, text: str) -> str:
+        """What a material's statement says, without a comment behind it; a file's name may have ` #` in it."""
+        plain = _without_comment(text)
+        return plain if text == plain or not beside(self._path, _split_options(text)[0]) else text
+
     def _read_material(self, name: str, number: int) -> Material:
-        statements = self._library[name]
+        given = self._library[name]
+        statements = {word: value for word, value in given.items() if value}
         colour = _colour(statements.get("kd", "1"))
         if colour is None:
             self._warnings.append(f"the Kd of its material {name} is no RGB and not read")
-        alpha = 1.0
-        if "d" in statements:
-            alpha = float(statements["d"].split()[-1])
-        elif "tr" in statements:
-            alpha = 1 - float(statements["tr"].split()[-1])
-        self._left_out |= dict.fromkeys(word for word in statements if _is_left_out(word, statements))
+        alpha = self._alpha(name, statements)
+        self._left_out |= dict.fromkeys(
+            word for word in given if word not in statements or _is_left_out(word, statements)
+        )
         return Material(
             number=number,
             name=name,
@@ -164,6 +171,16 @@ class _Reader:
             alpha_mode="BLEND" if alpha < 1 or "map_d" in statements else "OPAQUE",
             normal_texture=self._texture(name, number, statements, "norm"),
         )
+
+    def _alpha(self, name: str, statements: dict[str, str]) -> float:
+        """From d, or else Tr, which says how much is missing."""
+        word = "d" if "d" in statements else "tr"
+        number = statements.get(word, "0").split()[-1]
+        if not _is_number(number):
+            self._warnings.append(f"the {self._spelling[word]} of its material {name} is no number and not read")
+            return 1.0
+        value = min(max(float(number), 0.0), 1.0)
+        return value if word == "d" else 1 - value
 
     def _texture(self, name: str, number: int, statements: dict[str, str], word: str) -> Texture | None:
         if word not in statements:
@@ -267,11 +284,26 @@ class _Reader:
 
 
 def _statements(path: Path) -> Iterator[tuple[str, str]]:
-    """The first word of each line and the rest of it; lines that end in a backslash go on."""
-    for line in re.sub(r"\\[ \t]*\r?\n", " ", _text(path)).splitlines():
+    """The first word of each line and the rest of it; lines that end in a backslash go on, comments do not.
+
+    Behind a character beyond ASCII a backslash is no mark: in Shift-JIS, GBK and Big5 it is the second byte of one.
+    """
+    start = ""
+    # Not `splitlines`, which takes bytes of other encodings for ends of lines.
+    for line in [*re.split(r"\r\n|\n|\r", _text(path)), ""]:
+        line = (start + line).strip(" \t")
+        if line.endswith("\\") and not line.startswith("#") and not "\x80" <= line[-2:-1] <= "\xff":
+            start = f"{line[:-1]} "
+            continue
+        start = ""
         words = line.split(None, 1)
         if words and not words[0].startswith("#"):
-            yield words[0], words[1].strip() if len(words) == 2 else ""
+            yield words[0], words[1] if len(words) == 2 else ""
+
+
+def _without_comment(text: str) -> str:
+    """A statement's words up to a `#` behind a space; names may have others."""
+    return re.split(r"[ \t]+#", text, maxsplit=1)[0]
 
 
 def _text(path: Path) -> str:
@@ -297,8 +329,10 @@ def _is_left_out(word: str, statements: dict[str, str]) -> bool:
     if word == "map_d":
         colours = statements.get("map_kd")
         return not (value and colours) or _split_options(value)[0] != _split_options(colours)[0]
-    numbers = [float(text) for text in value.split() if _is_number(text)]
-    return word not in _READ and not (numbers and set(numbers) <= set(_NEUTRAL.get(word, ())))
+    if word == "ns" and _numbers(statements.get("ks", "")) == {0}:
+        return False
+    numbers = _numbers(value)
+    return word not in _READ and not (numbers and numbers <= set(_NEUTRAL.get(word, ())))
 
 
 def _split_options(text: str) -> tuple[str, dict[str, list[str]]]:
@@ -316,8 +350,14 @@ def _split_options(text: str) -> tuple[str, dict[str, list[str]]]:
     return text, options
 
 
+def _numbers(text: str) -> set[float]:
+    return {float(word) for word in text.split() if _is_number(word)}
+
+
 def _is_number(word: str) -> bool:
-    return re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", word) is not None
+    """Whether this is a finite number."""
+    plain = re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", word)
+    return plain is not None and math.isfinite(float(word))
 
 
 def _pair(words: list[str], default: float) -> tuple[float, float]:

@@ -53,7 +53,8 @@ _NOWHERE = np.iinfo(np.uint32).max
 def unwrap(mesh: Mesh, size: int, padding: int = 2) -> tuple[Mesh, Ints]:
     """Cut the surface into charts that lie side by side in one square atlas.
 
-    xatlas folds a sliver over its neighbours now and then: about a texel in a million is covered twice.
+    xatlas folds a sliver over its neighbours now and then: of a million texels about one is covered twice, on rough
+    meshes some tens.
 
     The faces keep their order and their places; vertices are split where charts end. Charts may be mirrored. Those
     that are long for the atlas are cut across, or lie along its diagonal. One that is still longer than the atlas,
@@ -82,8 +83,9 @@ def unwrap_at(mesh: Mesh, density: Floats, sizes: Sequence[int], padding: int = 
         sizes: sides of atlases that may be made, in texels, ascending.
 
     Returns:
-        The mesh and where its vertices are from, as of `unwrap`; the atlas's side; and the least share of its texels
-        per unit that a face has: 1 or more if all have them.
+        The mesh and where its vertices are from, as of `unwrap`; the atlas's side; and the least of the charts' shares
+        of the texels per unit asked for: 1 or more if all have them. Single faces can have less than their chart,
+        which is stretched where the surface is rough.
 
     Raises:
         BadMesh: a size is out of range, the charts are too many for the last one, or no face has an area.

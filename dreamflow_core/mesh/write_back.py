@@ -21,7 +21,7 @@ from .gltf_materials import CLAMP_TO_EDGE, REPEAT, SPECULAR_GLOSSINESS, TRANSFOR
 from .losses import INSTANCE_FEATURES, VARIANTS, losses
 from .mesh import Floats, Ints, Mesh
 from .node_space import before_displacement, local_normals, local_tangents, reached, to_local
-from .normal_map import tangents
+from .normal_map import any_tangents, tangents
 from .to_gltf import new_texture, to_bytes
 
 _BASE_TEXTURES = ("baseColorTexture", "diffuseTexture")
@@ -130,6 +130,7 @@ class _Writer:
         uses = Counter(node["mesh"] for node in nodes if "mesh" in node)
         places = {(part.node, part.instance): part.mesh for part in self._parts}
         instances = Counter(node for node, instance in places if instance is not None)
+        children: dict[int, list[int]] = {node: [] for node in instances}
         for (node, instance), mesh in places.items():
             uses[mesh] += instances[node] - 1 if instance == 0 else 0
             own = mesh
@@ -140,16 +141,18 @@ class _Writer:
             if instance is None:
                 nodes[node]["mesh"] = own
             else:
-                self._part_instance(node, instance, own)
+                children[node].append(self._part_instance(node, instance, own))
         for part in self._parts:
             if part.instance == 0:
                 nodes[part.node].pop("mesh", None)
                 nodes[part.node].pop("weights", None)
                 for name in (INSTANCING, INSTANCE_FEATURES):
                     _without_extension(nodes[part.node], name)
+        for animation in self._tree.get("animations", []):
+            animation["channels"] = [own for given in animation["channels"] for own in _for_each(given, children)]
         self._primitives = [self._primitive(part, places[part.node, part.instance]) for part in self._parts]
 
-    def _part_instance(self, node: int, instance: int, mesh: int) -> None:
+    def _part_instance(self, node: int, instance: int, mesh: int) -> int:
         """Make one of a node's instances a node below it; with attributes of its own it stays an instance, the one."""
         extensions = self._draft.document.item("nodes", node)["extensions"]
         attributes = extensions[INSTANCING]["attributes"]
@@ -162,7 +165,9 @@ class _Writer:
             more["extensions"] = {INSTANCING: {**copy.deepcopy(extensions[INSTANCING]), "attributes": alone}}
             if INSTANCE_FEATURES in extensions:
                 more["extensions"][INSTANCE_FEATURES] = copy.deepcopy(extensions[INSTANCE_FEATURES])
-        given.setdefault("children", []).append(self._draft.add("nodes", mesh=mesh, **more))
+        made = self._draft.add("nodes", mesh=mesh, **more)
+        given.setdefault("children", []).append(made)
+        return made
 
     def _move(self, moved: Floats) -> None:
         """Move the file's vertices by displacements (V, 3) in the scene."""
@@ -323,11 +328,14 @@ class _Writer:
                 linear = linear[self._origin[shown] - rows.start]
             along = local_tangents(linear, bent[shown, :3])
             side = bent[shown, 3:] * np.where(np.linalg.det(linear) < 0, -1, 1)[:, None]
+            if "NORMAL" not in primitive["attributes"]:
+                self._set(primitive, "NORMAL", local_normals(linear, normals[shown]))
+            # Sides that their node flattens have no direction in the scene.
+            bare = (along == 0).all(axis=1)
+            along[bare] = any_tangents(self._draft.values(primitive["attributes"]["NORMAL"])[bare])
             # What targets displace of them was drawn for others.
             self._leave_out(primitive, "TANGENT", len(shown))
             self._set(primitive, "TANGENT", np.concatenate([along, side], axis=1))
-            if "NORMAL" not in primitive["attributes"]:
-                self._set(primitive, "NORMAL", local_normals(linear, normals[shown]))
 
     def _materials(self) -> list[dict[str, Any]]:
         """Those of the parts, so that nothing else in the file, nor another variant of a part, has them too."""
@@ -411,6 +419,14 @@ def _bases(material: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str, str]
 def _mappings(primitive: dict[str, Any]) -> list[dict[str, Any]]:
     """The materials of a primitive's variants, and of which."""
     return primitive.get("extensions", {}).get(VARIANTS, {}).get("mappings", [])
+
+
+def _for_each(channel: dict[str, Any], children: dict[int, list[int]]) -> list[dict[str, Any]]:
+    """An animation's channel, or one for each of the nodes that its node's mesh went to, if it morphs that."""
+    target = channel["target"]
+    if target["path"] != "weights" or target.get("node") not in children:
+        return [channel]
+    return [copy.deepcopy({**channel, "target": {**target, "node": child}}) for child in children[target["node"]]]
 
 
 def _attributes(primitive: dict[str, Any]) -> list[dict[str, int]]:
