@@ -24,11 +24,12 @@ from dreamflow_core.demo.model import (
     save_model,
 )
 from dreamflow_core.demo.shapes import WITH_FRONT
-from dreamflow_core.demo.train import Muon, Recipe, Run, learning_rate, orthogonalise, sample_sigma
+from dreamflow_core.demo.train import Recipe, Run, learning_rate, sample_sigma
 from dreamflow_core.priors.demo import DemoPrior
 from dreamflow_core.sampler import heun
 from dreamflow_core.schedule import log_uniform
 from dreamflow_core.state import BadFile, save_state
+from dreamflow_core.training import Muon, orthogonalise
 
 CONFIG = ModelConfig(16, 2, (16, 32), (1,), (1,), (False,), 1, 32, 8, sigma_min=0.02, sigma_max=20.0)
 RECIPE = Recipe(CONFIG, views=4, cycles=((6, 4e-3),), log_sigma=(-0.3, 1.5), batch=8, warmup=2)

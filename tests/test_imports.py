@@ -18,7 +18,7 @@ FILES = {
 ROOMS = (
     # What is small and knows nothing of the others.
     {"state", "job", "cameras", "views", "schedule", "guidance", "parameterisation", "lora"},
-    {"settings", "pictures", "preparing", "quiet"},
+    {"settings", "pictures", "preparing", "quiet", "training"},
     {"prior", "hints", "render", "mesh"},
     {"scenes", "priors", "demo", "mini", "sampler"},
     {"apfo"},

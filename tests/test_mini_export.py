@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -57,3 +59,27 @@ def test_the_control_net_is_read_as_any_other(files):
     assert control.cell == 8
     for name, weight in control.net.controlnet_cond_embedding.state_dict().items():
         assert weight.abs().sum() > 0 or name.startswith("conv_out") or name.endswith("bias"), name
+
+
+@pytest.mark.slow
+def test_every_part_is_trained_and_its_files_are_read(tmp_path, monkeypatch):
+    """One step of each recipe, one after the other, as `all` does; a second time nothing is left to do."""
+    few = {name: replace(recipe, views=1, cycles=((1, 1e-3),), batch=8) for name, recipe in train.RECIPES.items()}
+    monkeypatch.setattr(train, "RECIPES", few)
+    monkeypatch.setattr(train, "STANDARD", 8)
+    work, out = tmp_path / "work", tmp_path / "out"
+    for part in few:
+        train.train(part, work, torch.device("cpu"))
+    before = {path: path.read_bytes() for path in sorted(work.rglob("*.safetensors"))}
+    train.train("base", work, torch.device("cpu"))
+    assert all(path.read_bytes() == data for path, data in before.items())
+    export.export(work, out)
+    plain = load_pipeline(out / "mini").unet.state_dict()
+    for look in ("cartoon", "pastel"):
+        changed = load_pipeline(out / "mini", loras=[(out / f"mini-{look}.safetensors", 1.0)]).unet.state_dict()
+        assert any(not torch.equal(changed[name], weight) for name, weight in plain.items())
+    for kind in ("depth", "mask"):
+        load_control(ControlFile(out / f"mini-{kind}.safetensors", 1.0, kind), load_pipeline(out / "mini").unet)
+    assert find_family(str(out / "mini-refiner"))[1] == 256
+    refiner = DiffusersPrior(load_pipeline(out / "mini-refiner"), "a red cube")
+    assert refiner.latent_shape(256, 256) == (4, 64, 64)

@@ -20,6 +20,9 @@ from .options import add_controls, add_model_options, add_output, add_resume, ad
 from .run import Run
 from .show import save_preview, save_turntable, warned
 
+_FILES = ("loras", "controlnets", "hints")
+"""Settings of a model that a stage may have of its own."""
+
 
 def add_commands(commands: Any) -> None:
     usage = "dreamflow generate PROMPT --out FOLDER [options]"
@@ -29,7 +32,7 @@ def add_commands(commands: Any) -> None:
     add_resume(parser)
     add_model_options(parser)
     add = parser.add_argument
-    add("--preset", choices=PRESETS, default=PRESETS[0], help="how much work is done (default: draft)")
+    add("--preset", choices=PRESETS, default=PRESETS[0], help=f"how much work is done (default: {PRESETS[0]})")
     add("--seed", type=int, default=0, metavar="N", help="of everything random (default: 0)")
     add("--refiner", metavar="MODEL", help="as --model, for the last stage; without one that stage is left out")
     add("--refiner-cfg", type=float, metavar="X", help="as --cfg, for the refiner")
@@ -82,28 +85,21 @@ def _models(options: argparse.Namespace) -> dict[str, PriorSettings]:
     base = read_model(options)
 
     def of_stage(name: str) -> PriorSettings:
-        files: dict[str, Any] = {
-            kind: [*getattr(base, kind), *getattr(options, f"{name}_{kind}")]
-            for kind in ("loras", "controlnets", "hints")
-        }
+        files: dict[str, Any] = {kind: [*getattr(base, kind), *getattr(options, f"{name}_{kind}")] for kind in _FILES}
         return replace(base, **files)
 
     models = {name: of_stage(name) for name in ("nerf", "tune")}
+    # Files for the other model's kind do not fit this one.
+    own = {f"refine_{kind}": kind for kind in _FILES} | {f"refiner_{name}": name for name in ("cfg", "config", "vae")}
     if options.refiner is None:
-        _check_not_given(options, [f"refine_{kind}" for kind in ("loras", "controlnets", "hints")])
+        for name in own:
+            if getattr(options, name) not in (None, []):
+                option = name.replace("_", "-").removesuffix("s")
+                raise ValueError(f"--{option} is for the last stage, which is left out without a --refiner")
     else:
-        others: dict[str, Any] = {name: getattr(options, f"refiner_{name}") for name in ("cfg", "config", "vae")}
-        # Files for the other model's kind do not fit this one.
-        others |= {kind: getattr(options, f"refine_{kind}") for kind in ("loras", "controlnets", "hints")}
+        others = {setting: getattr(options, name) for name, setting in own.items()}
         models["refine"] = replace(base, model=options.refiner, **others)
     return models
-
-
-def _check_not_given(options: argparse.Namespace, names: list[str]) -> None:
-    for name in [*names, *(f"refiner_{name}" for name in ("cfg", "config", "vae"))]:
-        if getattr(options, name) not in (None, []):
-            option = name.replace("_", "-").removesuffix("s")
-            raise ValueError(f"--{option} is for the last stage, which is left out without a --refiner")
 
 
 def _plan(options: argparse.Namespace, families: dict[str, tuple[Family, int]]) -> Plan:

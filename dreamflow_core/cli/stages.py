@@ -55,7 +55,9 @@ def _add_stage_options(parser: argparse.ArgumentParser, name: str) -> None:
     add_output(parser)
     add_resume(parser)
     add_model_options(parser)
-    parser.add_argument("--preset", choices=PRESETS, default=PRESETS[0], help="of the defaults (default: draft)")
+    parser.add_argument(
+        "--preset", choices=PRESETS, default=PRESETS[0], help=f"of the defaults (default: {PRESETS[0]})"
+    )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of everything random (default: 0)")
     plans = (planned(name, family, preset, family.size) for family in FAMILIES.values() for preset in PRESETS)
     add_settings(parser, *plans, shown={"size": "the model's own"})

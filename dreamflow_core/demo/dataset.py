@@ -6,6 +6,7 @@ gives them random patterns, colours and backgrounds together with the words that
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from ..cameras import Cameras
 from ..views import View
 from . import truth
 from .shapes import SHAPES, WITH_FRONT
-from .truth import BACKGROUNDS, COLOURS, LOOKS, PATTERNS, Pattern, Surface
+from .truth import BACKGROUNDS, COLOURS, PATTERNS, Pattern, Surface
 from .vocabulary import SLOTS, without_side
 
 HALVES = ("model", "judge")
@@ -121,21 +122,29 @@ class SurfaceBank:
         stored = {name: torch.cat(tensors).contiguous() for name, tensors in parts.items()}
         return {**stored, "pixel": torch.tensor(surface.pixel)}
 
-    def batch(self, count: int, generator: torch.Generator, variety: float = 1.0, look: str | None = None) -> Batch:
+    def batch(
+        self,
+        count: int,
+        generator: torch.Generator,
+        variety: float = 1.0,
+        paint: Callable[..., Tensor] = truth.paint,
+    ) -> Batch:
         """`count` random images, a multiple of 8.
 
         Args:
             variety: of their patterns, as `Pattern.sample` takes it.
-            look: one of `LOOKS`; None is the domain's own.
+            paint: `truth.paint`, or one of `truth.LOOKS`.
         """
-        parts = [self._paint(kind, count * eighths // 8, generator, variety, look) for kind, eighths in EIGHTHS.items()]
-        images, shown, index = (torch.cat(part) for part in zip(*parts))
-        seen = {"alpha": self.alpha[index].float() / 255, "position": self.position[index].float()}
-        return Batch(images * 2 - 1, shown, _leave_open(shown, generator), **seen, cameras=self.cameras[index])
+        parts = [
+            self._paint(kind, count * eighths // 8, generator, variety, paint) for kind, eighths in EIGHTHS.items()
+        ]
+        images, shown, alpha, position, index = (torch.cat(part) for part in zip(*parts))
+        words = _leave_open(shown, generator)
+        return Batch(images * 2 - 1, shown, words, alpha, position, self.cameras[index])
 
     def _paint(
-        self, kind: str, count: int, generator: torch.Generator, variety: float, look: str | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
+        self, kind: str, count: int, generator: torch.Generator, variety: float, paint: Callable[..., Tensor]
+    ) -> tuple[Tensor, ...]:
         def draw(limit: int) -> Tensor:
             return torch.randint(limit, (count,), generator=generator)
 
@@ -156,9 +165,7 @@ class SurfaceBank:
         surface = Surface(alpha, position, torch.zeros_like(position), torch.zeros_like(alpha), self.pixel)
         mask = Pattern.sample(kind, count, generator, variety).mask(surface)
         colours = (c.to(self.device) for c in (palette[colour], palette[second], behind))
-        images = (
-            truth.paint(alpha, shade, mask, *colours) if look is None else LOOKS[look](alpha, shade, mask, *colours)
-        )
+        images = paint(alpha, shade, mask, *colours)
         shown = torch.stack(
             [
                 1 + shape,
@@ -170,7 +177,7 @@ class SurfaceBank:
             ],
             dim=1,
         )
-        return images, shown, index
+        return images, shown, alpha, position, index
 
 
 _VIEW = SLOTS["view"]

@@ -1,7 +1,6 @@
 """Train the small Stable Diffusion: `python -m dreamflow_core.mini.train all`, or one of `RECIPES`.
 
-Hidden layers are trained by Muon, everything else by Adam, as the demo model is. A run continues from its last
-checkpoint, written every few minutes; the same seed gives the same weights on the same machine and thread count.
+A part that was stopped goes on from its last checkpoint, and one that is complete takes no time (`training`).
 """
 
 from __future__ import annotations
@@ -9,9 +8,9 @@ from __future__ import annotations
 import argparse
 import logging
 import math
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,24 +19,23 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from ..demo import truth
 from ..demo.dataset import Batch, SurfaceBank
-from ..demo.train import make_optimisers
 from ..demo.truth import LOOKS
 from ..hints import HINT_KINDS
 from ..lora import LoRA
-from ..state import load_state, make_generator, save_state
+from ..state import load_state, make_generator
+from ..training import Training, cyclic_rate, log_normal
 from . import models, words
 
 log = logging.getLogger(__name__)
 
-SAVE_EVERY = 120.0
-"""Seconds between checkpoints."""
 MIXED = 0.5
 """Share of the VAE's pictures whose colours are mixed at random: it has to know others than the domain's."""
 KL = 1e-6
 """Weight of the latents' divergence from a normal distribution, as in Stable Diffusion's VAE."""
-VARIETY = 2.0
-"""Of the patterns that the VAE sees."""
+STANDARD = 64
+"""Renders by which latents are standardised."""
 LORA_RANK = 4
 
 
@@ -75,17 +73,13 @@ class Recipe:
 
     def rate(self, step: int) -> float:
         """Learning rate of a step."""
-        for steps, highest in self.cycles:
-            if step < steps:
-                return highest * min(1.0, (step + 1) / self.warmup, (steps - step) / (self.decay * steps))
-            step -= steps
-        return 0.0
+        return cyclic_rate(step, self.cycles, self.warmup, self.decay)
 
 
 RECIPES = {
     # Cut squares are cheaper; whole pictures teach it their borders, and what norms see of a whole picture.
-    "vae-cropped": Recipe(models.SIZE, 100, cycles=((600, 3e-3),), batch=16, crop=64),
-    "vae": Recipe(models.SIZE, 100, cycles=((500, 2e-3),), batch=8, start="vae-cropped"),
+    "vae-cropped": Recipe(models.SIZE, 100, cycles=((600, 3e-3),), batch=16, crop=64, variety=2.0),
+    "vae": Recipe(models.SIZE, 100, cycles=((500, 2e-3),), batch=8, start="vae-cropped", variety=2.0),
     # First what words mean, at half the size and a quarter of the cost.
     "base-small": Recipe(models.SIZE // 2, 600, cycles=((4000, 3e-3),), batch=64, variety=2.0),
     "base": Recipe(models.SIZE, 300, cycles=((8000, 3e-3),), start="base-small"),
@@ -98,77 +92,28 @@ RECIPES = {
 }
 
 
-class Run:
-    """Everything that a training run needs to continue, saved to and loaded from one safetensors file."""
+class Run(Training):
+    """One part in training."""
 
-    def __init__(self, module: nn.Module, ends: Sequence[nn.Parameter], recipe: Recipe):
-        self.module, self.recipe, self.step, self.seconds = module, recipe, 0, 0.0
-        self.trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
-        self.average = {name: p.detach().clone() for name, p in self.trained.items()}
-        self.optimisers = make_optimisers(module, ends)
-        self.generator = torch.Generator().manual_seed(recipe.seed + 1)
+    def __init__(self, module: nn.Module, ends: Sequence[Tensor], recipe: Recipe):
+        super().__init__(module, ends, recipe.seed, recipe.average)
+        self.recipe = recipe
 
-    def advance(self, loss_of: Callable[[torch.Generator], Tensor]) -> float:
-        """One optimiser step; returns its loss."""
-        loss = loss_of(self.generator)
-        loss.backward()
-        for optimiser in self.optimisers:
-            for group in optimiser.param_groups:
-                group["lr"] = self.recipe.rate(self.step)
-            optimiser.step()
-            optimiser.zero_grad()
-        self.step += 1
-        decay = min(self.recipe.average, self.step / (self.step + 10))
-        for name, p in self.trained.items():
-            self.average[name].lerp_(p.detach(), 1 - decay)
-        return loss.item()
-
-    def save(self, path: Path) -> None:
-        state = {
-            "step": self.step,
-            "seconds": self.seconds,
-            "weights": self.trained,
-            "average": self.average,
-            "generator": self.generator.get_state(),
-            "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
-        }
-        save_state(path, state)
-
-    def load(self, path: Path) -> None:
-        state = load_state(path)
-        self.step, self.seconds = state["step"], state["seconds"]
-        self.module.load_state_dict(state["weights"], strict=False)
-        self.average = {name: tensor.to(self.average[name]) for name, tensor in state["average"].items()}
-        self.generator.set_state(state["generator"])
-        for optimiser, saved in zip(self.optimisers, state["optimisers"]):
-            optimiser.load_state_dict(saved)
-
-    def take_over_from(self, work: Path) -> None:
-        """The averaged weights of the recipe that this one starts from, and nothing else of it.
+    def complete(self, loss_of: Callable[[torch.Generator], Tensor], name: str, work: Path) -> None:
+        """Train to the recipe's end, going on from the checkpoint if there is one; then hold the averaged weights.
 
         Raises:
-            BadFile: it was not trained yet.
+            BadFile: the recipe that this one starts from was not trained yet.
         """
-        if self.recipe.start:
-            self.module.load_state_dict(load_state(work / f"{self.recipe.start}.safetensors")["average"], strict=False)
-            self.average = {name: p.detach().clone() for name, p in self.trained.items()}
-
-    def run(self, loss_of: Callable[[torch.Generator], Tensor], checkpoint: Path) -> None:
-        """Train to the recipe's end, going on from the checkpoint if there is one; then hold the averaged weights."""
+        checkpoint = work / f"{name}.safetensors"
         if checkpoint.exists():
             self.load(checkpoint)
             log.info("continuing at step %d", self.step)
-        total, since, saved = 0.0, self.step, time.perf_counter()
-        while self.step < self.recipe.steps:
-            total += self.advance(loss_of)
-            now = time.perf_counter()
-            if now - saved > SAVE_EVERY or self.step == self.recipe.steps:
-                self.seconds += now - saved
-                mean = total / (self.step - since)
-                log.info("step %d of %d: loss %.5f, %.0f s", self.step, self.recipe.steps, mean, self.seconds)
-                self.save(checkpoint)
-                total, since, saved = 0.0, self.step, time.perf_counter()
-        self.module.load_state_dict(self.average, strict=False)
+        elif self.recipe.start:
+            self.take_over(load_state(work / f"{self.recipe.start}.safetensors")["average"])
+        rate = self.recipe.rate
+        self.run(self.recipe.steps, lambda: self.descend(loss_of(self.generator), rate(self.step)), checkpoint)
+        self.hold_average()
 
 
 def mix_colours(images: Tensor, generator: torch.Generator) -> Tensor:
@@ -224,15 +169,15 @@ def train_vae(name: str, work: Path, device: torch.device) -> None:
     torch.manual_seed(recipe.seed)
     vae = models.make_vae().to(device)
     run = Run(vae, (vae.encoder.conv_in.weight, vae.encoder.conv_out.weight, vae.decoder.conv_out.weight), recipe)
-    run.take_over_from(work)
 
     def loss_of(generator: torch.Generator) -> Tensor:
-        images = mix_colours(bank.batch(recipe.batch, generator, VARIETY).images, generator)
+        images = mix_colours(bank.batch(recipe.batch, generator, recipe.variety).images, generator)
         return vae_loss(vae, crops(images, recipe.crop or recipe.size, generator), generator)
 
-    run.run(loss_of, work / f"{name}.safetensors")
-    standardise(vae, bank.batch(256, make_generator(recipe.seed, "latents")).images)
-    vae.save_pretrained(work / "vae")
+    run.complete(loss_of, name, work)
+    if name == "vae":
+        standardise(vae, bank.batch(STANDARD, make_generator(recipe.seed, "latents")).images)
+        vae.save_pretrained(work / "vae")
 
 
 def pass_noise_through(unet: Any) -> None:
@@ -261,6 +206,7 @@ def pass_noise_through(unet: Any) -> None:
                 unet.conv_out.weight[channel, row + 1, 1, 1] = -sign / math.sqrt(group)
 
 
+@cache
 def noise_levels() -> Tensor:
     """(1000,) sigma of each timestep."""
     from diffusers import DDIMScheduler
@@ -271,12 +217,9 @@ def noise_levels() -> Tensor:
 
 
 def sample_timesteps(count: int, recipe: Recipe, generator: torch.Generator) -> Tensor:
-    """(count,) timesteps whose ln(sigma) is normal, one from each of `count` equally likely strata."""
-    quantile = (torch.randperm(count, generator=generator) + torch.rand(count, generator=generator)) / count
-    mean, std = recipe.log_sigma
-    log_sigma = mean + std * math.sqrt(2) * torch.erfinv(2 * quantile.clamp(1e-4, 1 - 1e-4) - 1)
+    """(count,) timesteps whose ln(sigma) is normal."""
     levels = noise_levels()
-    return torch.searchsorted(levels, log_sigma.exp()).clamp_max(len(levels) - 1)
+    return torch.searchsorted(levels, log_normal(count, *recipe.log_sigma, generator)).clamp_max(len(levels) - 1)
 
 
 def noise_loss(predict: Callable[[Tensor, Tensor], Tensor], z: Tensor, t: Tensor, noise: Tensor) -> Tensor:
@@ -315,11 +258,11 @@ class Pupil:
 
     Args:
         recipe: of the one that is trained.
-        look: of the renders, as `SurfaceBank.batch` takes it.
+        paint: renders, as `SurfaceBank.batch` takes it.
     """
 
-    def __init__(self, recipe: Recipe, work: Path, device: torch.device, look: str | None = None):
-        self.recipe, self.device, self.look = recipe, device, look
+    def __init__(self, recipe: Recipe, work: Path, device: torch.device, paint: Callable[..., Tensor] = truth.paint):
+        self.recipe, self.device, self.paint = recipe, device, paint
         self.bank = SurfaceBank(recipe.size, recipe.views, "model", recipe.seed, work, device)
         self.vae = load_vae(work, device)
         words.write_tokenizer(work / "tokenizer")
@@ -332,7 +275,7 @@ class Pupil:
             shown: what is shown besides the prompt; renders are then of twice the images' size.
         """
         recipe = self.recipe
-        batch = self.bank.batch(recipe.batch, generator, recipe.variety, self.look)
+        batch = self.bank.batch(recipe.batch, generator, recipe.variety, self.paint)
         z = latents(self.vae, F.avg_pool2d(batch.images, 2) if shown else batch.images)
         t = sample_timesteps(recipe.batch, recipe, generator)
         noise = torch.randn(z.shape, generator=generator).to(z)
@@ -378,10 +321,10 @@ def train_base(name: str, work: Path, device: torch.device) -> None:
     pupil = Pupil(recipe, work, device)
     model = new_denoiser(recipe, pupil.tokenizer).to(device)
     run = Run(model, (model.unet.conv_in.weight, model.unet.conv_out.weight), recipe)
-    run.take_over_from(work)
-    run.run(lambda generator: pupil.loss(model, generator), work / f"{name}.safetensors")
-    model.unet.save_pretrained(work / "unet")
-    model.text_encoder.save_pretrained(work / "text_encoder")
+    run.complete(lambda generator: pupil.loss(model, generator), name, work)
+    if name == "base":
+        model.unet.save_pretrained(work / "unet")
+        model.text_encoder.save_pretrained(work / "text_encoder")
 
 
 def train_refiner(work: Path, device: torch.device) -> None:
@@ -391,7 +334,7 @@ def train_refiner(work: Path, device: torch.device) -> None:
     model = new_denoiser(recipe, pupil.tokenizer, **models.REFINER).to(device)
     model.text_encoder = load_denoiser(work, device).text_encoder
     run = Run(model, (model.unet.conv_in.weight, model.unet.conv_out.weight), recipe)
-    run.run(lambda generator: pupil.loss(model, generator), work / "refiner.safetensors")
+    run.complete(lambda generator: pupil.loss(model, generator), "refiner", work)
     model.unet.save_pretrained(work / "refiner")
 
 
@@ -411,18 +354,18 @@ def train_control(kind: str, work: Path, device: torch.device) -> None:
         down, middle = net(z_t, t, hidden, controlnet_cond=hint, return_dict=False)
         return {"down_block_additional_residuals": down, "mid_block_additional_residual": middle}
 
-    run.run(lambda generator: pupil.loss(model, generator, shown), work / f"{kind}.safetensors")
+    run.complete(lambda generator: pupil.loss(model, generator, shown), kind, work)
     net.save_pretrained(work / "controls" / kind)
 
 
 def train_lora(look: str, work: Path, device: torch.device) -> None:
     """A LoRA that teaches one of `truth.LOOKS`; the words stay as they are."""
     recipe = RECIPES[look]
-    pupil, model = Pupil(recipe, work, device, look), load_denoiser(work, device)
+    pupil, model = Pupil(recipe, work, device, LOOKS[look]), load_denoiser(work, device)
     lora = LoRA(model.unet, LORA_RANK, torch.Generator().manual_seed(recipe.seed)).to(device)
     run = Run(lora, (), recipe)
     with lora.attached(), lora.on():
-        run.run(lambda generator: pupil.loss(model, generator), work / f"{look}.safetensors")
+        run.complete(lambda generator: pupil.loss(model, generator), look, work)
     names = {id(module): name for name, module in model.unet.named_modules()}
     layers = {names[id(layer)]: adapter for layer, adapter in lora.pairs()}
     tensors = kohya_names(layers) if look == "cartoon" else peft_names(layers)

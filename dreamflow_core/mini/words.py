@@ -69,13 +69,6 @@ def load_tokenizer(folder: Path) -> Any:
     return CLIPTokenizer.from_pretrained(folder)
 
 
-def unknown_words(tokenizer: Any, text: str) -> list[str]:
-    """The words of a text that are no token of their own."""
-    known = tokenizer.get_vocab()
-    words = [word for word in text.lower().replace(",", " ").replace("-", " ").split()]
-    return [word for word in words if f"{word}</w>" not in known or word not in WORDS]
-
-
 def descriptions(words: Tensor) -> list[Description]:
     """What rows of indices (B, slots) say, as `Description.indices` counts them."""
     return [

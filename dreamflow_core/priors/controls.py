@@ -76,9 +76,6 @@ class Controls:
         self._shown: Cameras | None = None
         self._hints: dict[tuple[int, str], Tensor] = {}
 
-    def __bool__(self) -> bool:
-        return bool(self._controls)
-
     def look_through(self, look: Look | None) -> None:
         """Be shown this scene from now on."""
         self._look, self._shown = look, None
@@ -91,12 +88,14 @@ class Controls:
         """
         if not self._controls or (cameras is not None and self._shown is cameras):
             return
-        sizes = {cells * control.cell for control in self._controls}
-        self._hints = {}
-        for size in sizes:
-            kinds = {control.kind for control in self._controls if cells * control.cell == size}
-            hints = render_hints(self._look, cameras, size, kinds)
-            self._hints |= {(size, kind): hint for kind, hint in hints.items()}
+        wanted: dict[int, set[str]] = {}
+        for control in self._controls:
+            wanted.setdefault(cells * control.cell, set()).add(control.kind)
+        self._hints = {
+            (size, kind): hint
+            for size, kinds in wanted.items()
+            for kind, hint in render_hints(self._look, cameras, size, kinds).items()
+        }
         self._shown = cameras
 
     @torch.no_grad()
