@@ -17,6 +17,7 @@ import torch
 import trimesh
 from browser import Browser
 from comfyui import ROOT, Server, find
+from gltf_file import GltfFile
 from PIL import Image
 from queue_workflow import ComfyUI, Failed, Workflow, saved_files, set_prompt
 from safetensors.torch import save_file
@@ -448,6 +449,42 @@ def test_a_lit_mesh_gets_a_normal_map(server: Server, client: ComfyUI, tmp_path:
     # As a file it keeps the names of the one that came in.
     names = [read_gltf(tmp_path / file["filename"]).parts[0].name for file in made]
     assert names.count("lit") == 1
+
+
+def test_a_file_of_another_program_is_painted_and_keeps_what_it_has(server: Server, client: ComfyUI, tmp_path: Path):
+    """Two materials with tiled textures, names, an animation and a second set of UVs, through the nodes and back."""
+    given = GltfFile()
+    moves = []
+    for name, grey in (("lid", 60), ("box", 200)):
+        texture = given.texture(np.full((8, 8, 3), grey, np.uint8))
+        look = {"baseColorTexture": {"index": texture}, "roughnessFactor": 0.25}
+        primitive = given.quad(material=given.add("materials", name=f"{name} paint", pbrMetallicRoughness=look))
+        uvs = np.asarray([[0, 2], [2, 2], [2, 0], [0, 0]], np.float32)
+        primitive["attributes"] |= {"TEXCOORD_0": given.accessor(uvs), "TEXCOORD_1": given.accessor(uvs / 2)}
+        node_ = given.show(primitive, name=name, translation=[grey / 100, 0, 0])
+        moves.append({"sampler": 0, "target": {"node": node_, "path": "translation"}})
+    times, places = given.accessor([0.0, 1.0]), given.accessor([[0, 0, 0], [0, 1, 0]])
+    given.tree["accessors"][times] |= {"min": [0], "max": [1]}
+    given.add("animations", name="open", channels=moves, samplers=[{"input": times, "output": places}])
+    (server.base / "input" / "3d" / "kit.glb").write_bytes(given.glb())
+    workflow = {
+        **stage("DreamFlowMeshTune", mesh=["loaded", 0], optimise="texture", texture_size=128),
+        "loaded": node("Load3DAdvanced", model_file="3d/kit.glb", viewport_state={}, width=64, height=64),
+        "file": node("SaveGLB", mesh=["stage", 2], filename_prefix="3d/kit"),
+    }
+    (file,) = (file for file in saved_files(client.run(workflow)) if file["filename"].endswith(".glb"))
+    path = tmp_path / file["filename"]
+    path.write_bytes(client.download(file))
+    assert load_mesh(path).texture.shape == (128, 128, 3)
+    tree = read_gltf(path).document.tree
+    assert [n["name"] for n in tree["nodes"]] == ["lid", "box"]
+    assert [n["translation"] for n in tree["nodes"]] == [[0.6, 0, 0], [2.0, 0, 0]]
+    assert [m["name"] for m in tree["materials"]] == ["lid paint", "box paint"]
+    assert all(m["pbrMetallicRoughness"]["roughnessFactor"] == 0.25 for m in tree["materials"])
+    assert tree["animations"][0]["name"] == "open" and len(tree["animations"][0]["channels"]) == 2
+    for primitive in (mesh["primitives"][0] for mesh in tree["meshes"]):
+        second = read_gltf(path).document.values(primitive["attributes"]["TEXCOORD_1"])
+        assert {tuple(row) for row in second.tolist()} == {(0, 0), (1, 0), (0, 1), (1, 1)}
 
 
 @pytest.fixture(scope="module")
